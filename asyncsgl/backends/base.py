@@ -1,0 +1,172 @@
+"""The contract between programs and the places where models run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from ..errors import UnsupportedFeature
+from ..types import SAMPLING_FIELDS, Delta, Generation, GenRequest, Media, Scores
+
+if TYPE_CHECKING:
+    from ..lang.chat_template import ChatTemplate
+
+__all__ = ["FEATURES", "Backend", "Capabilities", "Support"]
+
+Support = Literal["native", "emulated", "refused"]
+
+FEATURES: tuple[str, ...] = (
+    "raw_text",
+    "chat",
+    "continue_assistant",
+    "select",
+    "regex",
+    "json_schema",
+    "ebnf",
+    "image",
+    "video",
+    "reasoning",
+    *SAMPLING_FIELDS,
+)
+"""Everything that a backend declares to be native, emulated or refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do. A feature in neither set is refused.
+
+    Args:
+        native: features that the backend has itself.
+        emulated: features that asyncsgl makes from others there.
+        hints: for a refused feature, what to do instead.
+        wants_text: the backend takes the prompt as one text, not as messages.
+    """
+
+    native: frozenset[str] = frozenset()
+    emulated: frozenset[str] = frozenset()
+    hints: Mapping[str, str] = field(default_factory=dict[str, str])
+    wants_text: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = (self.native | self.emulated | set(self.hints)) - set(FEATURES)
+        assert not unknown, f"not features: {sorted(unknown)}"
+
+    def support(self, feature: str) -> Support:
+        """How ``feature`` is supported."""
+        if feature in self.native:
+            return "native"
+        return "emulated" if feature in self.emulated else "refused"
+
+
+class Backend(ABC):
+    """A place where models run.
+
+    A backend is used as ``async with`` and from any number of tasks, threads and
+    event loops; it makes its clients for a loop at the first use there.
+    """
+
+    name: str = "backend"
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this backend can do."""
+
+    @abstractmethod
+    async def generate(self, request: GenRequest) -> Generation:
+        """Answer one request.
+
+        Raises:
+            UnsupportedFeature: before anything is sent.
+            BackendError: the provider, server or engine refused or failed.
+            ClosedError: the backend was closed.
+        """
+
+    @abstractmethod
+    def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
+        """Answer one request piece by piece; the last delta has the generation.
+
+        Closing the iterator early cancels the call. Raises as :meth:`generate`, and
+        TruncatedStreamError when the stream ends without its end marker.
+        """
+
+    async def score(
+        self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
+    ) -> Scores:
+        """Score ``choices`` as continuations of the request's prompt.
+
+        Args:
+            request: the prompt; its sampling counts only where choosing is emulated.
+            choices: at least one text.
+            unconditional: also score the choices without the prompt.
+
+        Raises:
+            UnsupportedFeature: the backend can neither score nor emulate it.
+        """
+        raise UnsupportedFeature(self.name, "select")
+
+    async def chat_template_in_use(self) -> ChatTemplate | None:
+        """The template that makes text of messages here; None if messages go out as they are."""
+        return None
+
+    def statistics(self) -> Mapping[str, float]:
+        """Counters of this backend, by name."""
+        return {}
+
+    async def cache_prefix(self, request: GenRequest) -> None:
+        """Compute the request's prompt ahead, where the backend has a cache for it.
+
+        Raises:
+            UnsupportedFeature: the backend has none.
+        """
+        raise UnsupportedFeature(self.name, "cache_prefix")
+
+    async def aclose(self) -> None:
+        """Release everything; closing twice is fine."""
+        return
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def check(self, request: GenRequest) -> None:
+        """Refuse what this backend cannot do.
+
+        Raises:
+            UnsupportedFeature: names the feature and, where there is one, the way around.
+        """
+        can = self.capabilities
+        for feature in _features_of(request):
+            if can.support(feature) == "refused":
+                raise UnsupportedFeature(self.name, feature, can.hints.get(feature, ""))
+
+
+def _features_of(request: GenRequest) -> list[str]:
+    """The features that a request needs."""
+    needed = list(request.sampling.given())
+    if request.constraint is not None:
+        needed.append(request.constraint.kind)
+    roles = {message.role for message in request.messages}
+    if None in roles:
+        needed.append("raw_text")
+    if roles - {None}:
+        needed.append("chat")
+    if request.continue_assistant and request.messages[-1].parts:
+        needed.append("continue_assistant")
+    needed += [
+        part.kind
+        for message in request.messages
+        for part in message.parts
+        if isinstance(part, Media)
+    ]
+    return needed
