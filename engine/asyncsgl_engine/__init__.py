@@ -1,0 +1,35 @@
+"""Continuous batching over a paged, prefix-shared KV cache, on transformers' models."""
+
+from __future__ import annotations
+
+from .errors import (
+    Closed,
+    ConfigError,
+    EngineError,
+    InternalError,
+    InvalidRequest,
+    ModelError,
+    Overloaded,
+    PromptTooLong,
+    StepFailed,
+)
+from .request import Completion, Delta, Finish, Grammar, Request, Sampling, TokenLogprob
+
+__all__ = [
+    "Closed",
+    "Completion",
+    "ConfigError",
+    "Delta",
+    "EngineError",
+    "Finish",
+    "Grammar",
+    "InternalError",
+    "InvalidRequest",
+    "ModelError",
+    "Overloaded",
+    "PromptTooLong",
+    "Request",
+    "Sampling",
+    "StepFailed",
+    "TokenLogprob",
+]
