@@ -19,6 +19,7 @@ __all__ = [
     "Generation",
     "Media",
     "Message",
+    "Overrides",
     "Part",
     "Role",
     "SamplingOverrides",
@@ -98,6 +99,12 @@ class SamplingOverrides(TypedDict, total=False):
     logprob_start_len: int | None
     top_logprobs_num: int | None
     return_text_in_logprobs: bool | None
+
+
+class Overrides(SamplingOverrides, total=False):
+    """:class:`SamplingOverrides` with ``max_new_tokens``, another name of ``max_tokens``."""
+
+    max_new_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)

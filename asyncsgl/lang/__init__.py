@@ -1,0 +1,1 @@
+"""The language: expressions, constraints, choices, media and chat templates."""
