@@ -106,12 +106,16 @@ def bounded(
         InvalidArgument: ``concurrency`` is not a whole number above 0, or ``rows`` is not
             iterable.
     """
+    _check(concurrency, rows)
+    window = concurrency * (_WINDOW_ORDERED if ordered else _WINDOW)
+    return _Run(work, rows, concurrency, window, observer).outcomes(ordered=ordered)
+
+
+def _check(concurrency: object, rows: object) -> None:
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
         raise InvalidArgument("concurrency", f"must be a whole number above 0, got {concurrency!r}")
     if not isinstance(rows, (Iterable, AsyncIterable)):
         raise InvalidArgument("rows", f"must be iterable, got {type(rows).__name__}")
-    window = concurrency * (_WINDOW_ORDERED if ordered else _WINDOW)
-    return _Run(work, rows, concurrency, window, observer).outcomes(ordered=ordered)
 
 
 class _Run(Generic[Row, T]):
@@ -174,7 +178,7 @@ class _Run(Generic[Row, T]):
                     row = await anext(source)
                 except StopAsyncIteration:
                     return None
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - raised once the others have ended
                     return error
                 group.create_task(self._work_on(index, row))
                 index += 1
@@ -182,14 +186,17 @@ class _Run(Generic[Row, T]):
     async def _work_on(self, index: int, row: Row) -> None:
         if self._observer is not None:
             self._observer.started(index, row)
+        outcome: Outcome[Row, T]
         try:
-            outcome = Outcome[Row, T](index, row, value=await self._work(row))
+            value = await self._work(row)
         except asyncio.CancelledError as error:
             if _is_cancelled():
                 raise
             outcome = Outcome(index, row, error=_cancelled_within(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the outcome carries it
             outcome = Outcome(index, row, error=error)
+        else:
+            outcome = Outcome(index, row, value=value)
         self._at_work.release()
         if self._observer is not None:
             self._observer.finished(outcome)
