@@ -1,0 +1,212 @@
+"""Messages become text: named prefix/suffix templates and the models' own Jinja templates.
+
+Two kinds: prefix and suffix for each role, and a model's own template in the Jinja language.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import ProgramError
+from ..types import Media, Message, Role
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = [
+    "ChatTemplate",
+    "JinjaTemplate",
+    "NamedTemplate",
+]
+
+
+class ChatTemplate(Protocol):
+    """Makes one text of messages."""
+
+    @property
+    def name(self) -> str:
+        """What the template is called."""
+
+    def render(self, messages: Sequence[Message], *, continue_assistant: bool = False) -> str:
+        """The messages as text.
+
+        Args:
+            messages: the prompt; raw text (role None) stands as it is.
+            continue_assistant: the last message is the assistant's and stays open.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTemplate:
+    """A template of a prefix and a suffix for each role.
+
+    Args:
+        name: what it is called.
+        prefixes: text before a turn, by role.
+        suffixes: text after a turn, by role.
+        default_system: the system turn of a prompt that has none.
+        system_inside_user: the first system turn stands inside the first user turn
+            (the Llama 2 format).
+        begin: text at the very beginning of a prompt.
+        stop: strings that end a generation with this template.
+        image_token: stands for an image.
+        video_token: stands for a video.
+    """
+
+    name: str
+    prefixes: Mapping[str, str] = field(default_factory=dict[str, str])
+    suffixes: Mapping[str, str] = field(default_factory=dict[str, str])
+    default_system: str | None = None
+    system_inside_user: bool = False
+    begin: str = ""
+    stop: tuple[str, ...] = ()
+    image_token: str = "<image>"
+    video_token: str = "<video>"
+
+    def prefix(self, role: Role) -> str:
+        """The text before a turn of ``role``."""
+        return self.prefixes.get(role, "")
+
+    def suffix(self, role: Role) -> str:
+        """The text after a turn of ``role``."""
+        return self.suffixes.get(role, "")
+
+    def render(self, messages: Sequence[Message], *, continue_assistant: bool = False) -> str:
+        """The messages as text; see :meth:`ChatTemplate.render`."""
+        pieces = [self.begin] if any(message.role for message in messages) else []
+        turns = self._with_default_system(messages)
+        last = len(turns) - 1
+        for index, message in enumerate(turns):
+            content = self._content(message)
+            if message.role is None:
+                pieces.append(content)
+                continue
+            first_user = index == 1 and turns[0].role == "system" and self.system_inside_user
+            pieces.append("" if first_user and message.role == "user" else self.prefix(message.role))
+            pieces.append(content)
+            if not (continue_assistant and index == last):
+                pieces.append(self.suffix(message.role))
+        return "".join(pieces)
+
+    def _with_default_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if self.default_system is None or not messages or messages[0].role in (None, "system"):
+            return messages
+        return (Message("system", (self.default_system,)), *messages)
+
+    def _content(self, message: Message) -> str:
+        return "".join(part if isinstance(part, str) else self._token(part) for part in message.parts)
+
+    def _token(self, media: Media) -> str:
+        return self.image_token if media.kind == "image" else self.video_token
+
+
+_MARK = "\ue000asyncsgl-open\ue001"
+"""Put at the end of an open turn to find it again in the rendered text."""
+
+
+@dataclass(frozen=True, slots=True)
+class JinjaTemplate:
+    """A model's own template in the Jinja language, rendered in a sandbox.
+
+    Args:
+        source: the template, as it stands in the model's tokenizer configuration.
+        special_tokens: ``bos_token`` and the like, by name.
+        name: what it is called.
+        arguments: more variables for the template, such as ``{"enable_thinking": False}``.
+    """
+
+    source: str
+    special_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
+    name: str = "model"
+    arguments: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    def render(self, messages: Sequence[Message], *, continue_assistant: bool = False) -> str:
+        """The messages as text; see :meth:`ChatTemplate.render`.
+
+        Raises:
+            ProgramError: the template refuses the messages.
+        """
+        pieces: list[str] = []
+        start = 0
+        for index, message in enumerate(messages):
+            if message.role is None:
+                pieces += [self._turns(messages[start:index], open_last=False), message.text]
+                start = index + 1
+        pieces.append(self._turns(messages[start:], open_last=continue_assistant))
+        return "".join(pieces)
+
+    def _turns(self, messages: Sequence[Message], *, open_last: bool) -> str:
+        if not messages:
+            return ""
+        if not open_last:
+            return self._jinja([_as_dict(message) for message in messages])
+        *before, last = messages
+        turns = [_as_dict(message) for message in before]
+        if not last.parts:
+            return self._jinja(turns, add_generation_prompt=True)
+        turns.append(_as_dict(Message("assistant", (*last.parts, _MARK))))
+        text, mark, _ = self._jinja(turns).partition(_MARK)
+        if not mark:
+            raise ProgramError(
+                f"the chat template {self.name!r} does not show an assistant turn as it is, so it "
+                "cannot be continued: begin the assistant turn with the gen"
+            )
+        return text
+
+    def _jinja(
+        self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = False
+    ) -> str:
+        from jinja2 import TemplateError
+
+        variables = {
+            "tools": None,
+            "documents": None,
+            **self.special_tokens,
+            **self.arguments,
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return _compiled(self.source).render(variables)
+        except TemplateError as error:
+            raise ProgramError(f"the chat template {self.name!r} refuses: {error}") from error
+
+
+def _as_dict(message: Message) -> dict[str, object]:
+    """A message as templates know it: text content, or a list when there is media."""
+    if all(isinstance(part, str) for part in message.parts):
+        return {"role": message.role, "content": message.text}
+    content = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind}
+        for part in message.parts
+    ]
+    return {"role": message.role, "content": content}
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(source: str) -> Template:
+    from jinja2 import TemplateError
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def to_json(value: object, indent: int | None = None, **_: object) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    def now(form: str) -> str:
+        return datetime.now().astimezone().strftime(form)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = now
+    return environment.from_string(source)
