@@ -1,0 +1,110 @@
+"""The checks of asyncsgl: ``nox`` runs what a change must pass, ``nox -l`` lists the rest."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2025.2.9"
+nox.options.error_on_missing_interpreters = True
+nox.options.default_venv_backend = "virtualenv"
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+SOURCES = ("asyncsgl", "engine", "tests", "examples", "benchmarks", "noxfile.py")
+WHEEL_FILES = {
+    f"{package}/{name}"
+    for package in ("asyncsgl", "asyncsgl_engine")
+    for name in ("__init__.py", "errors.py", "py.typed")
+}
+
+
+def install(session: nox.Session, *groups: str, extras: str = "") -> None:
+    """Install the tools of ``groups`` and the project with ``extras``, at the tested versions."""
+    tools = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install("-c", "constraints.txt", *tools, "-e", f".[{extras}]" if extras else ".")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests; what follows ``--`` goes to pytest."""
+    install(session, "tests", extras="engine,serve")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the format, the lint rules, and that the wheel holds both packages."""
+    session.install("-c", "constraints.txt", *nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "format", "--check", *SOURCES)
+    session.run("ruff", "check", *SOURCES)
+    folder = Path(session.create_tmp())
+    session.run("hatchling", "build", "-t", "wheel", "-d", str(folder))
+    for wheel in folder.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            missing = WHEEL_FILES.difference(archive.namelist())
+        wheel.unlink()
+        if missing:
+            session.error(f"{wheel.name} lacks {', '.join(sorted(missing))}")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of everything, with mypy (strict) and with pyright."""
+    install(session, "types", extras="engine,serve")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into ``site/``; warnings are errors."""
+    install(session, "docs")
+    session.run("mkdocs", *(session.posargs or ("build", "--strict")))
+
+
+@nox.session(name="property", default=False)
+def properties(session: nox.Session) -> None:
+    """Search long for counter-examples to the properties in ``tests/property``."""
+    install(session, "tests", extras="engine,serve")
+    pytest = ("pytest", "--timeout=0", "--hypothesis-profile=thorough")
+    session.run(*pytest, *(session.posargs or ("tests/property",)))
+
+
+@nox.session(python=PYTHONS[0], default=False)
+def minimums(session: nox.Session) -> None:
+    """Run the front end's tests on the oldest versions that the package allows."""
+    tools = nox.project.dependency_groups(PYPROJECT, "tests")
+    oldest = [
+        f"{requirement.name}=={bound.version}"
+        for requirement in map(Requirement, PYPROJECT["project"]["dependencies"])
+        for bound in requirement.specifier
+        if bound.operator == ">="
+    ]
+    session.install(*tools, *oldest, "-e", ".")
+    session.run("pytest", *(session.posargs or ("tests/frontend", "tests/backends")))
+
+
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a CUDA device."""
+    install(session, "tests", extras="engine,serve")
+    session.run("pytest", "-m", "gpu", *session.posargs)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Run the tests that take long: many cancellations, long lives, large batches."""
+    install(session, "tests", extras="engine,serve")
+    session.run("pytest", "--timeout=0", "-m", "soak", *session.posargs)
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks, all of them or the files named after ``--``."""
+    install(session, "tests", extras="engine,serve")
+    for script in session.posargs or sorted(map(str, Path("benchmarks").glob("*.py"))):
+        session.run("python", script)
