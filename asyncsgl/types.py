@@ -19,6 +19,7 @@ __all__ = [
     "Generation",
     "Media",
     "Message",
+    "Meta",
     "Overrides",
     "Part",
     "Role",
@@ -175,7 +176,8 @@ class SamplingParams:
 
     def _check_stops(self) -> None:
         for name in ("stop", "stop_regex"):
-            for text in getattr(self, name) or ():
+            texts: tuple[object, ...] = getattr(self, name) or ()
+            for text in texts:
                 if not isinstance(text, str) or not text:
                     raise InvalidArgument(name, f"a stop must be a non-empty string, got {text!r}")
 
@@ -254,10 +256,15 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
     for token, value in bias.items():
         if not str(token).isdigit():
             raise InvalidArgument("logit_bias", f"keys are token ids, got {token!r}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 100:
+        if not _is_bias(value):
             raise InvalidArgument("logit_bias", f"must be -100 to 100, got {value!r} for {token}")
         checked[int(token)] = float(value)
     return checked
+
+
+def _is_bias(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and -100 <= value <= 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,3 +451,44 @@ class Scores:
     usage: Usage = Usage()
     emulated: tuple[str, ...] = ()
     timings: Timings = Timings()
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """How a variable came about.
+
+    Args:
+        finish_reason: why the text ended; None for a variable that no model wrote.
+        matched_stop: the stop string or token id that ended it.
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens generated for this text.
+        cached_tokens: tokens of the prompt whose computation was saved.
+        logprobs: of the generated tokens, where asked for.
+        prompt_logprobs: of the prompt's tokens, where asked for.
+        choices: of a ``select``, its texts.
+        choice_scores: of a ``select``, one score a choice on the scale of its method.
+        choice_logprobs: of a ``select``, the logprobs of each choice's tokens.
+        timings: seconds spent.
+        model: the model that answered.
+        backend: the backend that was asked.
+        request_id: the call's id.
+        emulated: what the backend does not have and was made from other features.
+        error: why a typed value cannot be had, where it cannot.
+    """
+
+    finish_reason: FinishReason | None = None
+    matched_stop: str | int | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    choices: tuple[str, ...] | None = None
+    choice_scores: tuple[float, ...] | None = None
+    choice_logprobs: tuple[tuple[float, ...], ...] | None = None
+    timings: Timings = Timings()
+    model: str = ""
+    backend: str = ""
+    request_id: str = ""
+    emulated: tuple[str, ...] = ()
+    error: str | None = None

@@ -6,13 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from ..errors import UnsupportedFeature
+from ..lang.chat_template import ChatTemplate, get_chat_template
 from ..types import SAMPLING_FIELDS, Delta, Generation, GenRequest, Media, Scores
-
-if TYPE_CHECKING:
-    from ..lang.chat_template import ChatTemplate
 
 __all__ = ["FEATURES", "Backend", "Capabilities", "Support"]
 
@@ -69,6 +67,10 @@ class Backend(ABC):
     """
 
     name: str = "backend"
+    chat_template: ChatTemplate | None = None
+    """A template that replaces the backend's own; set it at any time."""
+    default_concurrency: int = 64
+    """How many requests at once are sensible when nobody says a number."""
 
     @property
     @abstractmethod
@@ -108,9 +110,9 @@ class Backend(ABC):
         """
         raise UnsupportedFeature(self.name, "select")
 
-    async def chat_template_in_use(self) -> ChatTemplate | None:
-        """The template that makes text of messages here; None if messages go out as they are."""
-        return None
+    async def chat_template_in_use(self) -> ChatTemplate:
+        """The template that makes text of messages: for the prompt, and for ``state.text()``."""
+        return self.chat_template or get_chat_template("default")
 
     def statistics(self) -> Mapping[str, float]:
         """Counters of this backend, by name."""
@@ -145,8 +147,17 @@ class Backend(ABC):
         Raises:
             UnsupportedFeature: names the feature and, where there is one, the way around.
         """
+        self._check_features(_features_of(request))
+
+    def check_select(self, request: GenRequest) -> None:
+        """Refuse a ``select`` that this backend cannot do; see :meth:`check`."""
+        sampling = set(request.sampling.given())
+        needed = [name for name in _features_of(request) if name not in sampling]
+        self._check_features(["select", *needed])
+
+    def _check_features(self, features: Sequence[str]) -> None:
         can = self.capabilities
-        for feature in _features_of(request):
+        for feature in features:
             if can.support(feature) == "refused":
                 raise UnsupportedFeature(self.name, feature, can.hints.get(feature, ""))
 

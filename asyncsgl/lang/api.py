@@ -142,7 +142,8 @@ def select(
     _check_name(name)
     if choices is None or isinstance(choices, str) or not choices:
         raise InvalidArgument("choices", f"must be a list of at least one text, got {choices!r}")
-    for choice in choices:
+    values: Sequence[object] = choices
+    for choice in values:
         if not isinstance(choice, str) or not choice:
             raise InvalidArgument("choices", f"must be non-empty texts, got {choice!r}")
     if len(set(choices)) != len(choices):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ..errors import ProgramError
 from ..types import Constraint, Media, Role, SamplingParams
@@ -39,7 +39,7 @@ class TextSource(Protocol):
     def name(self) -> str | None:
         """The variable's name."""
 
-    def __await__(self) -> Iterator[object]:
+    def __await__(self) -> Generator[Any, None, Any]:
         """Wait for the text."""
 
 

@@ -40,7 +40,7 @@ FAMILIES = {
 }
 
 
-def check_family(name: str) -> ReasoningFamily:
+def check_family(name: object) -> ReasoningFamily:
     """The family called ``name``.
 
     Raises:

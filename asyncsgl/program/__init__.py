@@ -1,0 +1,1 @@
+"""Programs: branches, the interpreter, streams and the ``@function`` decorator."""

@@ -1,0 +1,353 @@
+"""Executes the nodes of a run's branches: the one place where nodes get their meaning."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import assert_never
+
+from ..backends.base import Backend
+from ..errors import InternalError, ProgramError
+from ..lang.expr import (
+    Gen,
+    MediaNode,
+    Ref,
+    RoleBegin,
+    RoleEnd,
+    ScopeBegin,
+    ScopeEnd,
+    Select,
+    TextNode,
+)
+from ..lang.template import ChatTemplate
+from ..types import GenRequest, Message, SamplingParams, Usage
+from .branch import Barrier, Branch, ForkPoint, Item, JoinPoint, Task
+from .events import BranchFinished, BranchStarted, Event, Listener, Text
+from .generation import generate_into, select_into
+from .joining import merge_children
+from .variable import Variable
+
+__all__ = ["Interpreter"]
+
+_request_numbers = itertools.count(1)
+
+
+class Interpreter:
+    """Runs the branches of one run. All of its tasks belong to ``tasks``.
+
+    Args:
+        backend: where models run.
+        defaults: the run's sampling defaults; a generation's own fields win.
+        tasks: the run's task group.
+        listeners: take the run's events; none costs nothing.
+        streaming: whether text is wanted piece by piece.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        defaults: SamplingParams,
+        tasks: asyncio.TaskGroup,
+        listeners: Sequence[Listener] = (),
+        *,
+        streaming: bool = False,
+    ) -> None:
+        self.backend = backend
+        self.defaults = defaults
+        self.usage = Usage()
+        self.listeners = tuple(listeners)
+        self.streaming = streaming
+        self.template: ChatTemplate | None = None
+        self.main = Branch()
+        self._tasks = tasks
+        self._busy = 0
+        self._failed: list[Branch] = []
+        self._rest: asyncio.Future[None] | None = None
+
+    # -- what the program asks for ------------------------------------------------
+
+    def append(self, branch: Branch, items: Sequence[Item]) -> None:
+        """Queue ``items``; what can be done at once is done at once."""
+        if branch.failure is not None:
+            for item in items:
+                _fail_item(item, branch.failure)
+            return
+        for item in items:
+            if branch.idle and self._apply_now(branch, item):
+                continue
+            if branch.idle:
+                self._busy += 1
+            branch.queue.append(item)
+        self._start(branch)
+
+    def fork(self, parent: Branch, children: Sequence[Branch]) -> None:
+        """Start ``children`` from ``parent`` where its queue ends now."""
+        parent.children.extend(children)
+        self._busy += len(children)
+        self.append(parent, [ForkPoint(tuple(children))])
+
+    async def finish(self) -> None:
+        """Wait until every branch is at rest; raise the first failure that nobody took.
+
+        On a failure all that is still under way is cancelled.
+        """
+        while self._busy and not self._unhandled():
+            self._rest = asyncio.get_running_loop().create_future()
+            await self._rest
+        failed = self._unhandled()
+        if failed is not None:
+            self.cancel(self.main.family())
+            assert failed.failure is not None
+            raise failed.failure
+
+    async def settled(self, branch: Branch) -> None:
+        """Wait until everything queued in ``branch`` so far is done; raise its failure."""
+        if branch.busy:
+            done = Variable(None)
+            self.append(branch, [Barrier(done)])
+            await done
+        if branch.failure is not None:
+            raise branch.failure
+
+    def cancel(self, branches: Iterable[Branch]) -> None:
+        """Cancel what ``branches`` still do."""
+        for branch in branches:
+            if branch.task is not None:
+                branch.task.cancel()
+
+    async def chat_template(self) -> ChatTemplate:
+        """The template in use, from the backend."""
+        if self.template is None:
+            self.template = await self.backend.chat_template_in_use()
+        return self.template
+
+    def emit(self, event: Event) -> None:
+        """Hand an event to the listeners."""
+        for listener in self.listeners:
+            listener.on(event)
+
+    async def request(
+        self, branch: Branch, sampling: SamplingParams, node: Gen | Select
+    ) -> GenRequest:
+        """The request for ``node`` at the end of ``branch``."""
+        messages = branch.prompt()
+        if branch.role is None and not branch.parts:
+            messages = (*messages, Message(None, ()))
+        open_turn = branch.role == "assistant"
+        if isinstance(node, Gen):
+            sampling = self.defaults.merged(sampling)
+        text = None
+        if self.backend.capabilities.wants_text:
+            template = await self.chat_template()
+            text = template.render(messages, continue_assistant=open_turn)
+        return GenRequest(
+            messages,
+            sampling,
+            f"gen-{next(_request_numbers):012x}",
+            text,
+            node.constraint if isinstance(node, Gen) else None,
+            open_turn,
+        )
+
+    def greedy(self, temperature: float) -> SamplingParams:
+        """The sampling of a select: nothing of the run's defaults but how it may vary."""
+        return SamplingParams(temperature=temperature or None, seed=self.defaults.seed)
+
+    # -- one branch -----------------------------------------------------------------
+
+    def _apply_now(self, branch: Branch, item: Item) -> bool:
+        """Execute an item that needs no waiting; False if it needs some."""
+        match item:
+            case Task(node=TextNode() | RoleBegin() | RoleEnd() | ScopeBegin() | ScopeEnd()):
+                self._write(branch, item)
+                return True
+            case ForkPoint():
+                self._open_gates(branch, item)
+                return True
+            case _:
+                return False
+
+    def _start(self, branch: Branch) -> None:
+        if branch.queue and branch.task is None and not branch.gated:
+            branch.task = self._tasks.create_task(self._work(branch))
+
+    async def _work(self, branch: Branch) -> None:
+        """Execute the queue in order until it is empty or fails."""
+        item: Item | None = None
+        try:
+            while branch.queue:
+                item = branch.queue.popleft()
+                await self._execute(branch, item)
+        except Exception as error:
+            self._fail(branch, error, item)
+        except BaseException:
+            cause = next((b.failure for b in self._failed), None)
+            stopped = ProgramError(f"branch {branch.path} was cancelled: {cause or 'the run ended'}")
+            self._fail(branch, cause or stopped, item, handled=True)
+            raise
+        finally:
+            branch.task = None
+            self._came_to_rest(branch)
+
+    def _came_to_rest(self, branch: Branch) -> None:
+        self._busy -= 1
+        branch.notify()
+        if self._rest is not None and not self._rest.done():
+            self._rest.set_result(None)
+
+    def _fail(
+        self, branch: Branch, error: Exception, item: Item | None = None, *, handled: bool = False
+    ) -> None:
+        """Mark ``branch`` as failed, and with it all that it has queued."""
+        if branch.failure is None:
+            branch.failure = error
+            if not handled:
+                self._failed.append(branch)
+        pending = [item] if item is not None else []
+        pending += branch.queue
+        branch.queue.clear()
+        for left in pending:
+            _fail_item(left, error)
+            if isinstance(left, ForkPoint):
+                self._fail_gated(left.children, error)
+        if self.listeners:
+            self.emit(BranchFinished(branch.path, error))
+
+    def _fail_gated(self, children: Sequence[Branch], error: Exception) -> None:
+        for child in children:
+            if child.gated:
+                child.gated = False
+                self._fail(child, error, handled=True)
+                self._came_to_rest(child)
+
+    def _unhandled(self) -> Branch | None:
+        return next((branch for branch in self._failed if not branch.tolerated), None)
+
+    # -- the meaning of each item -----------------------------------------------------
+
+    async def _execute(self, branch: Branch, item: Item) -> None:
+        match item:
+            case Task():
+                await self._execute_node(branch, item)
+            case ForkPoint():
+                self._open_gates(branch, item)
+            case JoinPoint():
+                await self._join(branch, item)
+            case Barrier(done=done):
+                done.resolve(None, None, None)
+            case _:
+                assert_never(item)
+
+    async def _execute_node(self, branch: Branch, task: Task) -> None:
+        match task.node:
+            case Gen() as node:
+                await generate_into(self, branch, node, task)
+            case Select() as node:
+                await select_into(self, branch, node, task)
+            case Ref(source=source):
+                value: object = await source
+                if not isinstance(value, str):
+                    raise ProgramError(
+                        f"the variable {source.name!r} is a list and cannot be appended as text: "
+                        "append one of its elements"
+                    )
+                self._add_text(branch, value)
+            case MediaNode(load=load):
+                branch.parts.append(await load())
+            case TextNode() | RoleBegin() | RoleEnd() | ScopeBegin() | ScopeEnd():
+                self._write(branch, task)
+            case _:
+                assert_never(task.node)
+
+    def _write(self, branch: Branch, task: Task) -> None:
+        """Execute a node that needs no waiting."""
+        match task.node:
+            case TextNode(text=text):
+                self._add_text(branch, text)
+            case RoleBegin(role=role):
+                branch.begin(role)
+            case RoleEnd():
+                branch.close()
+            case ScopeBegin(name=name):
+                branch.scopes[name] = branch.mark()
+            case ScopeEnd(name=name):
+                text = branch.text_since(branch.scopes.pop(name))
+                assert task.variable is not None
+                task.variable.resolve(text, text, None)
+            case _:
+                raise InternalError(f"not a node without waiting: {task.node!r}")
+
+    def _add_text(self, branch: Branch, text: str) -> None:
+        branch.parts.append(text)
+        if self.streaming and text:
+            self.emit(Text(branch.path, None, text))
+
+    def _open_gates(self, parent: Branch, fork: ForkPoint) -> None:
+        for child in fork.children:
+            child.start_from(parent)
+            if self.listeners:
+                self.emit(BranchStarted(child.path))
+            if child.queue:
+                self._start(child)
+            else:
+                self._came_to_rest(child)
+
+    async def _join(self, parent: Branch, join: JoinPoint) -> None:
+        failed = await self._children_at_rest(join)
+        if failed is not None and not join.tolerant:
+            busy = [b for child in join.children for b in child.family() if b.busy]
+            self.cancel(busy)
+            await self._all_at_rest(busy)
+            failed.tolerated = True
+            assert failed.failure is not None
+            raise failed.failure
+        merge_children(parent, join)
+        if self.listeners:
+            for child in join.children:
+                self.emit(BranchFinished(child.path, child.failure))
+
+    async def _children_at_rest(self, join: JoinPoint) -> Branch | None:
+        """Wait for the children: the first that failed, or None when all are at rest."""
+        failed: list[Branch] = [child for child in join.children if child.failure is not None]
+        left = [child for child in join.children if child.busy]
+        if not left or (failed and not join.tolerant):
+            return failed[0] if failed else None
+        rest = asyncio.get_running_loop().create_future()
+        waiting = len(left)
+
+        def came_to_rest(child: Branch) -> None:
+            nonlocal waiting
+            waiting -= 1
+            if child.failure is not None:
+                failed.append(child)
+            if not rest.done() and (waiting == 0 or (failed and not join.tolerant)):
+                rest.set_result(None)
+
+        for child in left:
+            child.listeners.append(came_to_rest)
+        await rest
+        return failed[0] if failed else None
+
+    async def _all_at_rest(self, branches: Sequence[Branch]) -> None:
+        tasks = [branch.task for branch in branches if branch.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _fail_item(item: Item, error: Exception) -> None:
+    match item:
+        case Task(variable=variable, reasoning=reasoning):
+            for target in (variable, reasoning):
+                if target is not None:
+                    target.fail(error)
+        case JoinPoint(gathered=gathered, done=done):
+            for target, _ in gathered:
+                target.fail(error)
+            done.fail(error)
+        case Barrier(done=done):
+            done.fail(error)
+        case ForkPoint():
+            pass
+        case _:
+            assert_never(item)
