@@ -13,13 +13,13 @@ import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import ModelError
 from .child import ChildResult, run_child
-from .errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .model_cache import Progress
+    from .cache import Progress
 
 __all__ = ["PackagedFile", "download_packaged_file"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 from filelock import FileLock, Timeout
 
-from .errors import ModelError
+from ..errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

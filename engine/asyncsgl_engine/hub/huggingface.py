@@ -7,14 +7,14 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import ModelError
+from ..errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from huggingface_hub import ModelInfo
 
-    from .model_cache import Progress
+    from .cache import Progress
 
 __all__ = ["download_snapshot"]
 
@@ -147,14 +147,15 @@ def _fetch(repo: str, commit: str | None, wanted: list[str], bar: type[Any]) -> 
 
 def _bar(stage: str, total_bytes: int, progress: Progress) -> type[Any]:
     """A progress bar class that draws nothing and passes the bytes on."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
         monitor_interval = 0  # no watching thread
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.counts_bytes = str(kwargs.get("desc", "")).startswith("Reconstructing")
-            super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})
+            quiet = {**kwargs, "file": io.StringIO(), "disable": False}
+            super().__init__(*args, **quiet)  # type: ignore[no-untyped-call]
 
         def display(self, *_: Any, **__: Any) -> None:
             if self.counts_bytes:

@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ModelError
 from .child import run_child
-from .errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from .model_cache import Progress
+    from .cache import Progress
 
 __all__ = ["convert_gguf"]
 
@@ -85,7 +85,7 @@ def convert_gguf(source: Path, target: Path, *, name: str, progress: Progress) -
 
 
 def _environment() -> dict[str, str]:
-    package_home = Path(__file__).resolve().parent.parent
+    package_home = Path(__file__).resolve().parents[2]
     paths = (str(package_home), os.environ.get("PYTHONPATH", ""))
     return {
         **os.environ,
