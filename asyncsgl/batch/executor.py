@@ -15,9 +15,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
-import anyio
-
 from ..errors import BatchError, InvalidArgument
+from .waiting import ended
 
 __all__ = ["BatchObserver", "Outcome", "bounded"]
 
@@ -156,7 +155,7 @@ class _Run(Generic[Row, T]):
             await owner
         finally:
             owner.cancel()
-            await _ended(owner)
+            await ended(owner)
 
     async def _run_all(self) -> None:
         try:
@@ -234,18 +233,3 @@ def _cancelled_within(cause: asyncio.CancelledError) -> BatchError:
     error = BatchError("the work of this row was cancelled from within")
     error.__cause__ = cause
     return error
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    """Wait until a cancelled task has ended, whoever else cancels the wait."""
-    interrupted: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                interrupted = error
-    if not task.cancelled():
-        task.exception()
-    if interrupted is not None:
-        raise interrupted
