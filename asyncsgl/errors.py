@@ -9,7 +9,7 @@
     │   ├── UnknownVariable        no such variable (also a KeyError)
     │   ├── UnsupportedFeature     this backend cannot do it; nothing was sent
     │   ├── MissingDependency      an extra is not installed (also an ImportError)
-    │   └── BatchError             a batch file or its settings
+    │   └── BatchError             a batch cannot start, or rows of it failed
     ├── OutputError                the model's output is not what was asked for
     ├── BackendError               the provider, server or engine refused or failed
     │   ├── AuthenticationError    401, 403
@@ -34,7 +34,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "AsyncSGLError",
@@ -161,7 +161,16 @@ class MissingDependency(UsageError, ImportError):
 
 
 class BatchError(UsageError):
-    """A batch cannot start: its file, journal or settings are unusable."""
+    """A batch cannot start, or rows of it failed.
+
+    Args:
+        message: what is wrong with its file, journal or settings, or which rows failed.
+        results: the states and exceptions of all rows, in order, where there are any.
+    """
+
+    def __init__(self, message: str, *, results: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.results = list(results)
 
 
 class OutputError(AsyncSGLError):

@@ -1,0 +1,408 @@
+"""The local engine as a backend."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Self
+
+from ..errors import (
+    BackendTimeout,
+    ClosedError,
+    InvalidArgument,
+    MissingDependency,
+    UnsupportedFeature,
+)
+from ..lang.chat_template import ChatTemplate, JinjaTemplate, get_chat_template
+from ..types import (
+    SAMPLING_FIELDS,
+    ChoiceScore,
+    Completion,
+    Delta,
+    Generation,
+    GenRequest,
+    Scores,
+    Usage,
+)
+from .base import Backend, Capabilities
+from .joined_stream import joined
+
+try:
+    from asyncsgl_engine.config import EngineConfig
+    from asyncsgl_engine.engine import AsyncEngine
+    from asyncsgl_engine.errors import ConfigError, EngineError
+    from asyncsgl_engine.request import Completion as EngineCompletion
+    from asyncsgl_engine.request import Finish, Sampling
+    from asyncsgl_engine.request import Request as EngineRequest
+
+    from .engine_calls import (
+        Assembly,
+        completion_of,
+        engine_requests,
+        logprobs_of,
+        timings_of,
+        translated,
+        usage_of,
+    )
+except ImportError as error:
+    raise MissingDependency(error.name or "asyncsgl_engine", "engine") from error
+
+if TYPE_CHECKING:
+    from asyncsgl_engine.tokenizer import Tokenizer
+
+__all__ = ["Runtime"]
+
+Progress = Callable[[str, float | None], None]
+
+_CAPABILITIES = Capabilities(
+    native=frozenset(
+        (
+            "raw_text",
+            "chat",
+            "continue_assistant",
+            "select",
+            "regex",
+            "json_schema",
+            "ebnf",
+            *SAMPLING_FIELDS,
+        )
+    ),
+    emulated=frozenset(("reasoning",)),
+    hints={
+        "image": "the local engine runs text models",
+        "video": "the local engine runs text models",
+    },
+    wants_text=True,
+)
+_INLINE_CHARACTERS = 4096
+"""Texts up to this length are tokenised on the event loop: that takes less than a thread."""
+
+
+class Runtime(Backend):
+    """A model in this process: continuous batching over a paged KV cache.
+
+    Making one checks its settings and returns at once. The model loads on ``async with``, on
+    :meth:`start`, or at the first request, without blocking the event loop.
+
+    Args:
+        model_path: the default model's name, a Hugging Face id, a folder, or a ``.gguf`` file.
+        tokenizer_path: another place for the tokenizer.
+        host: the address to serve HTTP on, where it serves.
+        port: the port to serve HTTP on; None to serve none.
+        tp_size: how many GPUs share the model's tensors.
+        log_level: of the server's log.
+        launch_timeout: seconds that loading may take.
+        progress: called with a stage and a fraction while the model loads.
+        **engine_config: settings of the engine, by SGLang's names: ``page_size``, ``dtype``,
+            ``max_running_requests``, ``chunked_prefill_size``, ``context_length`` ….
+
+    Raises:
+        InvalidArgument: a setting is unknown or out of its range.
+        UnsupportedFeature: the setting needs something that is not there.
+    """
+
+    name = "runtime"
+
+    def __init__(
+        self,
+        model_path: str = "smollm2-135m-instruct",
+        tokenizer_path: str | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        tp_size: int = 1,
+        log_level: str = "error",
+        launch_timeout: float = 300.0,
+        progress: Progress | None = None,
+        **engine_config: Any,
+    ) -> None:
+        if tp_size != 1:
+            raise UnsupportedFeature(self.name, f"tp_size={tp_size}", "use tp_size=1")
+        if port is not None:
+            raise UnsupportedFeature(self.name, "port", "leave it out: nothing is served yet")
+        if launch_timeout <= 0:
+            raise InvalidArgument("launch_timeout", f"must be above 0, got {launch_timeout!r}")
+        self.model_path = model_path
+        self.host = host
+        self.log_level = log_level
+        self.launch_timeout = launch_timeout
+        self._progress = progress
+        try:
+            config = EngineConfig(
+                model_path=model_path, tokenizer_path=tokenizer_path, **engine_config
+            )
+        except ConfigError as error:
+            raise InvalidArgument("engine_config", str(error)) from error
+        except TypeError as error:
+            raise InvalidArgument("engine_config", f"no such setting: {error}") from error
+        self.engine = AsyncEngine(config)
+        self.default_concurrency = config.max_running_requests or 128
+        self._closed = False
+        self._ready = False
+        self._model_template: ChatTemplate | None = None
+        self._close = weakref.finalize(self, AsyncEngine.shutdown, self.engine)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        return _CAPABILITIES
+
+    @property
+    def endpoint(self) -> Runtime:
+        """The backend itself, as in ``runtime.endpoint.chat_template = …``."""
+        return self
+
+    @property
+    def url(self) -> str | None:
+        """The HTTP address, where this serves; None where it does not."""
+        return None
+
+    # -- life ---------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load the model; returns at once if it is loaded.
+
+        Raises:
+            BackendTimeout: it took longer than ``launch_timeout``.
+            BackendError: the model cannot be found, fetched or loaded.
+            ClosedError: the runtime was closed.
+        """
+        if self._ready:
+            return
+        if self._closed:
+            raise ClosedError("this Runtime is closed: make a new one")
+        try:
+            with self._translating():
+                await asyncio.wait_for(self.engine.start(self._progress), self.launch_timeout)
+        except TimeoutError as error:
+            raise BackendTimeout(
+                f"the model {self.model_path!r} was not ready in {self.launch_timeout:g} seconds; "
+                "raise launch_timeout",
+                backend=self.name,
+            ) from error
+        self._model_template = _template_of(self.engine.tokenizer)
+        self._ready = True
+
+    def shutdown(self) -> None:
+        """Stop the engine and wait for its end; running requests are cancelled. Repeatable."""
+        self._closed = True
+        self._ready = False
+        self._close()
+
+    async def aclose(self) -> None:
+        """:meth:`shutdown` without blocking the event loop."""
+        if self._closed:
+            return
+        self._closed = True
+        self._ready = False
+        self._close.detach()
+        await self.engine.aclose()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    # -- requests -------------------------------------------------------------------------
+
+    async def generate(self, request: GenRequest) -> Generation:
+        """Answer one request; see :meth:`Backend.generate`."""
+        await self.start()
+        with self._translating(request.request_id):
+            calls = engine_requests(request, await self._encoded(request), stream=False)
+            done = await self._all(calls)
+        completions = [completion_of(request, answer, self._token_text) for answer in done]
+        return self._generation(request, completions, [answer.finish for answer in done])
+
+    async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
+        """Answer one request piece by piece; see :meth:`Backend.stream`."""
+        await self.start()
+        with self._translating(request.request_id):
+            calls = engine_requests(request, await self._encoded(request), stream=True)
+            answers = [Assembly(call.request_id) for call in calls]
+            shown = self._token_text if request.sampling.return_text_in_logprobs else None
+            async with aclosing(joined([self.engine.stream(call) for call in calls])) as deltas:
+                async for index, delta in deltas:
+                    answers[index].add(delta)
+                    if delta.text or delta.logprobs:
+                        yield Delta(delta.text, index, logprobs=logprobs_of(delta.logprobs, shown))
+            done = [answer.completion() for answer in answers]
+        completions = [completion_of(request, answer, self._token_text) for answer in done]
+        finishes = [answer.finish for answer in done]
+        yield Delta(generation=self._generation(request, completions, finishes))
+
+    async def score(
+        self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
+    ) -> Scores:
+        """Score all choices in one batch; see :meth:`Backend.score`."""
+        await self.start()
+        with self._translating(request.request_id):
+            prefix = await self._encoded(request)
+            given = [await self._continued(request, prefix, choice) for choice in choices]
+            alone = [self._unprompted(ids[start:]) for ids, start in given] if unconditional else []
+            calls = [
+                _scoring(f"{request.request_id}-{index}", ids, start)
+                for index, (ids, start) in enumerate([*given, *alone])
+            ]
+            done = await self._all(calls)
+        logprobs = [_logprobs(answer) for answer in done]
+        count = len(choices)
+        finishes = [answer.finish for answer in done]
+        usage = usage_of(finishes[:1])
+        return Scores(
+            tuple(
+                ChoiceScore(
+                    choice,
+                    tuple(given[index][0][given[index][1] :]),
+                    logprobs[index],
+                    logprobs[count + index] if unconditional else None,
+                )
+                for index, choice in enumerate(choices)
+            ),
+            usage=Usage(
+                sum(finish.prompt_tokens for finish in finishes),
+                0,
+                sum(finish.cached_tokens for finish in finishes),
+                requests=usage.requests,
+            ),
+            timings=timings_of(finishes),
+        )
+
+    async def cache_prefix(self, request: GenRequest) -> None:
+        """Compute the request's prompt and leave it in the prefix cache."""
+        await self.start()
+        with self._translating(request.request_id):
+            ids = await self._encoded(request)
+            sampling = Sampling(max_new_tokens=0)
+            await self.engine.generate(EngineRequest(request.request_id, tuple(ids), sampling))
+
+    async def _all(self, calls: Sequence[EngineRequest]) -> list[EngineCompletion]:
+        """The answers to ``calls``, which reach the engine in the same step."""
+        if len(calls) == 1:
+            return [await self.engine.generate(calls[0])]
+        tasks = [asyncio.ensure_future(self.engine.generate(call)) for call in calls]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _continued(
+        self, request: GenRequest, prefix: Sequence[int], choice: str
+    ) -> tuple[list[int], int]:
+        """The tokens of prompt and choice, and where the choice's own begin.
+
+        Text that follows a prompt can change how the prompt's end is split into tokens, so
+        the choice begins where the token ids of the two first differ.
+        """
+        ids = list(await self._encode((request.text or "") + choice))
+        start = 0
+        for mine, theirs in zip(prefix, ids, strict=False):
+            if mine != theirs:
+                break
+            start += 1
+        start = min(start, len(ids) - 1)
+        return (ids, start) if start else self._unprompted(ids)
+
+    def _unprompted(self, ids: Sequence[int]) -> tuple[list[int], int]:
+        """Tokens with nothing before them: after the token that begins (or ends) a text."""
+        tokenizer = self.engine.tokenizer
+        begin = tokenizer.bos_token or tokenizer.eos_token
+        first = tokenizer.encode(begin, add_special_tokens=False) if begin else [ids[0]]
+        return [*first, *ids], len(first)
+
+    async def _encoded(self, request: GenRequest) -> Sequence[int]:
+        assert request.text is not None, "this backend wants text"
+        ids = await self._encode(request.text)
+        return ids or self._unprompted([])[0]
+
+    async def _encode(self, text: str) -> Sequence[int]:
+        encode = self.engine.tokenizer.encode
+        if len(text) <= _INLINE_CHARACTERS:
+            return encode(text)
+        return await asyncio.to_thread(encode, text)
+
+    def _token_text(self, token: int) -> str:
+        return self.engine.tokenizer.decode([token], skip_special_tokens=False)
+
+    def _generation(
+        self, request: GenRequest, completions: Sequence[Completion], finishes: Sequence[Finish]
+    ) -> Generation:
+        return Generation(
+            tuple(completions),
+            usage_of(finishes),
+            request.request_id,
+            self.model_path,
+            timings_of(finishes),
+        )
+
+    @contextmanager
+    def _translating(self, request_id: str | None = None) -> Iterator[None]:
+        """Raise the engine's errors as the frontend's."""
+        try:
+            yield
+        except EngineError as error:
+            raise translated(error, self.name, request_id) from error
+
+    # -- the rest ---------------------------------------------------------------------------
+
+    async def chat_template_in_use(self) -> ChatTemplate:
+        """The template that was set, or else the model's own; loads the model for it."""
+        if self.chat_template is not None:
+            return self.chat_template
+        await self.start()
+        return self._model_template or get_chat_template("default")
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer of transformers that the model uses.
+
+        Raises:
+            ClosedError: the model is not loaded.
+        """
+        if not self._ready:
+            raise ClosedError("the model is not loaded: await runtime.start() first")
+        return self.engine.tokenizer.hf
+
+    def statistics(self) -> Mapping[str, float]:
+        """The engine's counters: pages free, held and cached, requests waiting and running …."""
+        if not self._ready:
+            return {}
+        values = asdict(self.engine.statistics())
+        return {name: value for name, value in values.items() if isinstance(value, (int, float))}
+
+    async def flush_cache(self, *, wait: bool = False) -> bool:
+        """Empty the prefix cache; False, and nothing done, while requests run.
+
+        Args:
+            wait: wait until no request runs, then empty it.
+        """
+        await self.start()
+        return await self.engine.flush_cache(wait=wait)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "ready" if self._ready else "not loaded"
+        return f"<Runtime {self.model_path!r}, {state}>"
+
+
+def _template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
+    source = tokenizer.chat_template
+    return JinjaTemplate(source, dict(tokenizer.special_tokens)) if source else None
+
+
+def _scoring(request_id: str, ids: Sequence[int], start: int) -> EngineRequest:
+    """A request that generates nothing and gives the logprobs from ``start`` on."""
+    return EngineRequest(
+        request_id,
+        tuple(ids),
+        Sampling(max_new_tokens=0),
+        return_logprob=True,
+        logprob_start_len=start,
+    )
+
+
+def _logprobs(answer: EngineCompletion) -> tuple[float, ...]:
+    values = [entry.logprob for entry in answer.prompt_logprobs]
+    assert None not in values, "a scored token has a token before it"
+    return tuple(value for value in values if value is not None)

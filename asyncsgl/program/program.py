@@ -1,0 +1,390 @@
+"""``@function``: programs, and how they are run."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import itertools
+import os
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
+from typing import Any, Literal, cast
+
+from ..backends.base import Backend
+from ..batch.executor import Outcome, bounded
+from ..errors import BatchError, InvalidArgument, ProgramError
+from ..lang.api import sampling_of
+from ..telemetry import listeners_for
+from ..types import SAMPLING_FIELDS, Overrides, SamplingParams
+from .defaults import choose_backend
+from .door import CoroutineDoor, Door, PlainDoor
+from .events import Listener, RunFinished, RunStarted
+from .interpreter import Interpreter
+from .result import State, collect
+from .state import ProgramState
+from .stream import ProgramStream
+
+__all__ = ["Program", "function"]
+
+Arguments = Mapping[str, object]
+Body = Callable[..., Any]
+
+_run_numbers = itertools.count(1)
+_SAMPLING_NAMES = frozenset((*SAMPLING_FIELDS, "max_new_tokens"))
+
+
+class Program:
+    """A function that prompts language models; made by :func:`function`.
+
+    The function's first parameter is the program state ``s``; the others are the program's
+    arguments. Where an argument has the name of a sampling field, the argument wins.
+    """
+
+    def __init__(
+        self, body: Body, *, num_api_spec_tokens: int | None = None, bound: Arguments | None = None
+    ) -> None:
+        parameters = list(inspect.signature(body).parameters.values())
+        if not parameters or parameters[0].kind not in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            raise ProgramError(
+                f"the program {body.__qualname__} needs a first parameter for its state: "
+                f"def {body.__name__}(s, ...)"
+            )
+        functools.update_wrapper(self, body)
+        self.body = body
+        self.num_api_spec_tokens = num_api_spec_tokens
+        self.signature = inspect.Signature(parameters[1:])
+        self.bound: dict[str, object] = dict(bound or {})
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        own = {p.name for p in parameters[1:]}
+        self._sampling_names = _SAMPLING_NAMES - own
+        self._takes_all = takes_all
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.body.__name__
+
+    def bind(self, **arguments: object) -> Program:
+        """This program with some of its arguments fixed.
+
+        Raises:
+            InvalidArgument: the program has no such argument.
+        """
+        self._refuse_unknown(arguments)
+        return Program(
+            self.body,
+            num_api_spec_tokens=self.num_api_spec_tokens,
+            bound={**self.bound, **arguments},
+        )
+
+    def check_arguments(self, arguments: Arguments) -> None:
+        """Refuse arguments that the program cannot be called with.
+
+        Raises:
+            InvalidArgument: names the unknown or the missing ones.
+        """
+        given = {**self.bound, **arguments}
+        self._refuse_unknown(given)
+        missing = [
+            name
+            for name, parameter in self.signature.parameters.items()
+            if name not in given and _is_required(parameter)
+        ]
+        if missing:
+            raise InvalidArgument(", ".join(missing), f"missing arguments of {self.name}()")
+
+    def _refuse_unknown(self, arguments: Arguments) -> None:
+        unknown = set(arguments) - set(self.signature.parameters)
+        if unknown and not self._takes_all:
+            known = ", ".join(self.signature.parameters) or "none"
+            raise InvalidArgument(
+                ", ".join(sorted(unknown)), f"unknown to {self.name}(); its arguments are: {known}"
+            )
+
+    # -- running ------------------------------------------------------------------------
+
+    async def run(
+        self, *args: Any, backend: Backend | None = None, **arguments_and_sampling: Any
+    ) -> State:
+        """Run the program once.
+
+        Args:
+            *args: the program's arguments, by position.
+            backend: where to run; the default backend unless given.
+            **arguments_and_sampling: the program's arguments, and sampling fields
+                (:class:`~asyncsgl.SamplingParams`, ``max_new_tokens``) as defaults for every
+                generation that does not set them itself.
+
+        Returns:
+            the finished state.
+
+        Raises:
+            InvalidArgument: an argument is unknown or missing, or a field out of its range.
+            UsageError: there is no backend.
+            Exception: whatever the program or a generation raises, with the unfinished state
+                as ``error.state``.
+        """
+        call = self._call(args, arguments_and_sampling, backend)
+        return await call.run()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[State]:
+        """The same as :meth:`run`."""
+        return self.run(*args, **kwargs)
+
+    def stream(
+        self, *args: Any, backend: Backend | None = None, **arguments_and_sampling: Any
+    ) -> ProgramStream:
+        """Run the program once and watch it: ``async with prog.stream(…) as run``.
+
+        Takes what :meth:`run` takes.
+        """
+        call = self._call(args, arguments_and_sampling, backend)
+        return ProgramStream(functools.partial(call.run, streaming=True))
+
+    def iter_batch(
+        self,
+        rows: Iterable[Arguments] | AsyncIterable[Arguments],
+        *,
+        num_threads: int | Literal["auto"] = "auto",
+        backend: Backend | None = None,
+        ordered: bool = False,
+        **sampling: Any,
+    ) -> AsyncGenerator[Outcome[Arguments, State], None]:
+        """Run the program for every row, giving each outcome as soon as it is there.
+
+        Rows are taken as they are needed, and outcomes wait for whoever reads them, so that
+        memory stays flat however many rows there are.
+
+        Args:
+            rows: the arguments of each run.
+            num_threads: how many runs at once; "auto" asks the backend.
+            backend: where to run; the default backend unless given.
+            ordered: give the outcomes in the order of the rows.
+            **sampling: defaults for every generation.
+
+        Raises:
+            InvalidArgument: a setting is out of its range.
+            UsageError: there is no backend.
+        """
+        chosen = choose_backend(backend)
+        fields = self._sampling_only(sampling)
+
+        async def run_row(row: Arguments) -> State:
+            return await self._call((), {**row}, chosen, fields).run()
+
+        return bounded(
+            run_row, rows, concurrency=concurrency_of(num_threads, chosen), ordered=ordered
+        )
+
+    async def run_batch(
+        self,
+        rows: Sequence[Arguments] | Iterable[Arguments],
+        *,
+        num_threads: int | Literal["auto"] = "auto",
+        progress_bar: bool = False,
+        backend: Backend | None = None,
+        return_exceptions: bool = False,
+        **sampling: Any,
+    ) -> list[Any]:
+        """Run the program for every row and give the finished states, in order.
+
+        Every row runs to its end, also when others fail.
+
+        Args:
+            rows: the arguments of each run.
+            num_threads: how many runs at once; "auto" asks the backend.
+            progress_bar: show a bar on the terminal.
+            backend: where to run; the default backend unless given.
+            return_exceptions: a failed row's exception stands in the list, in its place.
+            **sampling: defaults for every generation.
+
+        Raises:
+            BatchError: rows failed and ``return_exceptions`` is false; its ``results`` has
+                the states and exceptions of all rows, so that nothing is lost.
+        """
+        results: dict[int, State | Exception] = {}
+        outcomes = self.iter_batch(rows, num_threads=num_threads, backend=backend, **sampling)
+        async with aclosing(outcomes):
+            async for outcome in outcomes:
+                result = outcome.error if outcome.error is not None else outcome.value
+                results[outcome.index] = cast("State | Exception", result)
+        in_order = [results[index] for index in sorted(results)]
+        failed = [result for result in in_order if isinstance(result, Exception)]
+        if failed and not return_exceptions:
+            raise BatchError(
+                f"{len(failed)} of {len(in_order)} rows failed, the first with: {failed[0]!r}. "
+                "This error's .results has all states; return_exceptions=True returns them",
+                results=in_order,
+            ) from failed[0]
+        return in_order
+
+    # -- internals -------------------------------------------------------------------------
+
+    def _call(
+        self,
+        args: tuple[Any, ...],
+        arguments: Mapping[str, Any],
+        backend: Backend | None,
+        fields: SamplingParams | None = None,
+    ) -> _Call:
+        mine = dict(zip(self.signature.parameters, args, strict=False))
+        if len(args) > len(self.signature.parameters):
+            raise InvalidArgument("*args", f"{len(args)} are too many for {self.name}()")
+        sampling: dict[str, Any] = {}
+        for name, value in arguments.items():
+            if fields is None and name in self._sampling_names:
+                sampling[name] = value
+            elif name in mine:
+                raise InvalidArgument(name, f"given twice to {self.name}()")
+            else:
+                mine[name] = value
+        self.check_arguments(mine)
+        defaults = fields if fields is not None else sampling_of(cast("Overrides", sampling))
+        return _Call(self, {**self.bound, **mine}, choose_backend(backend), defaults)
+
+    def _sampling_only(self, sampling: Mapping[str, Any]) -> SamplingParams:
+        unknown = set(sampling) - _SAMPLING_NAMES
+        if unknown:
+            raise InvalidArgument(
+                ", ".join(sorted(unknown)), "not a sampling field; arguments belong in the rows"
+            )
+        return sampling_of(cast("Overrides", dict(sampling)))
+
+    def __repr__(self) -> str:
+        return f"<Program {self.name}{self.signature}>"
+
+
+class _Call:
+    """One run of a program, complete and checked, not yet started."""
+
+    __slots__ = ("arguments", "backend", "defaults", "program", "run_id")
+
+    def __init__(
+        self,
+        program: Program,
+        arguments: Mapping[str, object],
+        backend: Backend,
+        defaults: SamplingParams,
+    ) -> None:
+        self.program = program
+        self.arguments = arguments
+        self.backend = backend
+        self.defaults = defaults
+        self.run_id = f"run-{os.getpid():x}-{next(_run_numbers):x}"
+
+    async def run(
+        self,
+        listeners: Sequence[Listener] = (),
+        *,
+        streaming: bool = False,
+        door: Door | None = None,
+    ) -> State:
+        """Run to the end: one task group, of which nothing is left afterwards."""
+        listeners = (*listeners, *listeners_for(self.program.name, self.run_id))
+        for listener in listeners:
+            listener.on(RunStarted(self.program.name, self.run_id))
+        error: BaseException | None = None
+        try:
+            return await self._in_task_group(listeners, streaming, door)
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            for listener in listeners:
+                listener.on(RunFinished(self.program.name, self.run_id, error))
+
+    async def _in_task_group(
+        self, listeners: Sequence[Listener], streaming: bool, door: Door | None
+    ) -> State:
+        failure: Exception | None = None
+        value: object = None
+        async with asyncio.TaskGroup() as tasks:
+            run = Interpreter(self.backend, self.defaults, tasks, listeners, streaming=streaming)
+            s = ProgramState(run, run.main, door or self._door())
+            try:
+                value = await self._body(s)
+                await run.finish()
+            except Exception as error:
+                failure = error
+                run.cancel(run.main.family())
+        state = await self._finished(run, s, value)
+        if failure is not None:
+            _attach(failure, state)
+            raise failure
+        return state
+
+    def _door(self) -> Door:
+        return CoroutineDoor() if self.is_coroutine else PlainDoor()
+
+    @property
+    def is_coroutine(self) -> bool:
+        """Whether the body is ``async def``."""
+        return inspect.iscoroutinefunction(self.program.body)
+
+    async def _body(self, s: ProgramState) -> object:
+        result = self.program.body(s, **self.arguments)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _finished(self, run: Interpreter, s: ProgramState, value: object) -> State:
+        template = await run.chat_template()
+        return State(
+            collect(s._variables), run.main.prompt(), template, run.usage, value, self.run_id
+        )
+
+
+def _attach(error: Exception, state: State) -> None:
+    """Give the error the unfinished state; exceptions that take no attributes go without."""
+    try:
+        error.state = state  # type: ignore[attr-defined]
+    except AttributeError:
+        error.add_note(f"variables known when the run failed: {state.variables!r}")
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is inspect.Parameter.empty and parameter.kind not in (
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.VAR_KEYWORD,
+    )
+
+
+def concurrency_of(num_threads: object, backend: Backend) -> int:
+    """How many runs at once.
+
+    Raises:
+        InvalidArgument: neither "auto" nor a whole number of 1 or more.
+    """
+    if num_threads == "auto":
+        return backend.default_concurrency
+    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+        raise InvalidArgument("num_threads", f"must be 'auto' or at least 1, got {num_threads!r}")
+    return num_threads
+
+
+def function(
+    body: Body | None = None, *, num_api_spec_tokens: int | None = None
+) -> Any:
+    """Make a program of a function whose first parameter is the program state.
+
+    Args:
+        body: an ``async def``, or a plain ``def`` that appends without waiting.
+        num_api_spec_tokens: on chat APIs, generate whole assistant turns of several gens with
+            one call of so many tokens and match it against the turn.
+
+    Raises:
+        ProgramError: the function has no parameter for the state.
+    """
+    if body is not None:
+        return Program(body, num_api_spec_tokens=num_api_spec_tokens)
+    return functools.partial(Program, num_api_spec_tokens=num_api_spec_tokens)

@@ -1,0 +1,303 @@
+"""Backends without a model, to test programs with."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from .backends.base import FEATURES, Backend, Capabilities
+from .errors import ClosedError, InvalidArgument
+from .lang.chat_template import ChatTemplate
+from .types import (
+    ChoiceScore,
+    Completion,
+    Delta,
+    Generation,
+    GenRequest,
+    Scores,
+    Timings,
+    Usage,
+)
+
+__all__ = ["Answer", "Answers", "RecordingBackend", "ScriptedBackend", "last_text"]
+
+Answer = str | Completion | Exception
+"""A text, a whole completion, or an exception to raise."""
+
+Answers = (
+    str
+    | Sequence[Answer]
+    | Mapping[str, Answer]
+    | Callable[[GenRequest], Answer | Sequence[Answer] | Awaitable[Answer | Sequence[Answer]]]
+)
+
+
+def last_text(request: GenRequest) -> str:
+    """What was said last: the text of the last message that has some.
+
+    Args:
+        request: a recorded request.
+    """
+    return next((m.text for m in reversed(request.messages) if m.text), "")
+
+
+class ScriptedBackend(Backend):
+    """Answers by a script, and records what it was asked.
+
+    Args:
+        answers: one text for every call; a list, one answer for each call in order; a table
+            from a part of the last text to the answer; or a function of the request, plain or
+            ``async``, that gives an answer, or a list of ``n`` of them. An exception as an
+            answer is raised.
+        delay: seconds before each answer.
+        chunk_size: characters a piece when streaming; None for the whole text at once.
+        chunk_delay: seconds before each piece.
+        scores: for ``select``: from a choice to the mean logprob of its tokens; others get
+            -10. Without it the first choice wins.
+        capabilities: what the backend claims to be able to do; everything unless given.
+        name: what it is called.
+    """
+
+    def __init__(
+        self,
+        answers: Answers = "",
+        *,
+        delay: float = 0.0,
+        chunk_size: int | None = None,
+        chunk_delay: float = 0.0,
+        scores: Mapping[str, float] | None = None,
+        capabilities: Capabilities | None = None,
+        name: str = "scripted",
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
+        if chunk_size is not None and chunk_size < 1:
+            raise InvalidArgument("chunk_size", f"must be at least 1, got {chunk_size}")
+        self.name = name
+        self.chat_template = chat_template
+        self.requests: list[GenRequest] = []
+        self.running = 0
+        self.cancelled = 0
+        self._answers = answers
+        self._in_order = itertools.count()
+        self._delay = delay
+        self._chunk_size = chunk_size
+        self._chunk_delay = chunk_delay
+        self._scores = scores
+        self._capabilities = capabilities or Capabilities(native=frozenset(FEATURES))
+        self._closed = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend claims to be able to do."""
+        return self._capabilities
+
+    async def generate(self, request: GenRequest) -> Generation:
+        """Give the next answer of the script; see :meth:`Backend.generate`."""
+        self._record(request)
+        self.running += 1
+        try:
+            if self._delay:
+                await asyncio.sleep(self._delay)
+            return await self._generation(request)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
+        """Give the next answer in pieces; see :meth:`Backend.stream`."""
+        self._record(request)
+        self.running += 1
+        ended = False
+        try:
+            if self._delay:
+                await asyncio.sleep(self._delay)
+            generation = await self._generation(request)
+            for index, piece in self._pieces(generation):
+                await asyncio.sleep(self._chunk_delay)
+                yield Delta(piece, index)
+            ended = True
+            yield Delta(generation=generation)
+        finally:
+            self.cancelled += not ended
+            self.running -= 1
+
+    async def score(
+        self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
+    ) -> Scores:
+        """Score by the table; see :meth:`Backend.score`."""
+        self._record(request)
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        table = self._scores if self._scores is not None else {choices[0]: -1.0}
+        return Scores(
+            tuple(
+                ChoiceScore(
+                    choice,
+                    (index,),
+                    (table.get(choice, -10.0),),
+                    (0.0,) if unconditional else None,
+                )
+                for index, choice in enumerate(choices)
+            ),
+            usage=Usage(prompt_tokens=_words(request), requests=1),
+        )
+
+    async def cache_prefix(self, request: GenRequest) -> None:
+        """Record the request."""
+        self._record(request)
+
+    def statistics(self) -> Mapping[str, float]:
+        """``requests`` so far, ``running`` now, ``cancelled`` before their end."""
+        return {
+            "requests": len(self.requests),
+            "running": self.running,
+            "cancelled": self.cancelled,
+        }
+
+    async def aclose(self) -> None:
+        """Refuse further requests."""
+        self._closed = True
+
+    def _record(self, request: GenRequest) -> None:
+        if self._closed:
+            raise ClosedError(f"the backend {self.name!r} is closed")
+        self.requests.append(request)
+
+    def _pieces(self, generation: Generation) -> Iterable[tuple[int, str]]:
+        for index, completion in enumerate(generation.completions):
+            size = self._chunk_size or max(len(completion.text), 1)
+            for start in range(0, len(completion.text), size):
+                yield index, completion.text[start : start + size]
+
+    async def _generation(self, request: GenRequest) -> Generation:
+        answers = await self._answer(request)
+        count = request.sampling.n or 1
+        given = list(answers) if isinstance(answers, (list, tuple)) else [answers] * count
+        if len(given) != count:
+            raise InvalidArgument("answers", f"{len(given)} answers for n={count}")
+        completions = tuple(_completion(answer, request) for answer in given)
+        usage = Usage(
+            _words(request), sum(c.completion_tokens for c in completions), requests=1
+        )
+        return Generation(
+            completions, usage, request.request_id, self.name, Timings(total=self._delay)
+        )
+
+    async def _answer(self, request: GenRequest) -> Answer | Sequence[Answer]:
+        answers = self._answers
+        if isinstance(answers, str):
+            return answers
+        if isinstance(answers, Mapping):
+            return _by_table(answers, last_text(request))
+        if callable(answers):
+            made = answers(request)
+            return await made if isinstance(made, Awaitable) else made
+        number = next(self._in_order)
+        if number >= len(answers):
+            raise InvalidArgument("answers", f"the script has only {len(answers)} answers")
+        return answers[number]
+
+
+def _by_table(table: Mapping[str, Answer], text: str) -> Answer:
+    for part, answer in table.items():
+        if part in text:
+            return answer
+    raise InvalidArgument("answers", f"no entry of the script fits {text!r}")
+
+
+def _words(request: GenRequest) -> int:
+    return sum(len(message.text.split()) for message in request.messages)
+
+
+def _completion(answer: Answer, request: GenRequest) -> Completion:
+    """The answer as the request would have it: cut at stop strings and at the length."""
+    if isinstance(answer, Exception):
+        raise answer
+    if isinstance(answer, Completion):
+        return answer
+    text, matched = answer, None
+    for stop in request.sampling.stop or ():
+        before, found, _ = text.partition(stop)
+        if found:
+            text, matched = before, stop
+    tokens = len(text.split())
+    limit = request.sampling.max_tokens
+    if limit is not None and tokens > limit:
+        return Completion(" ".join(text.split()[:limit]), "length", completion_tokens=limit)
+    return Completion(text, "stop", matched, completion_tokens=tokens)
+
+
+class RecordingBackend(Backend):
+    """Passes everything on to another backend and keeps requests and results.
+
+    Args:
+        backend: the backend that does the work; closing this one closes it.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.name = backend.name
+        self.default_concurrency = backend.default_concurrency
+        self.calls: list[tuple[GenRequest, Generation | Scores | Exception]] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the recorded backend."""
+        return self.backend.capabilities
+
+    async def chat_template_in_use(self) -> ChatTemplate:
+        """That of the recorded backend."""
+        return self.chat_template or await self.backend.chat_template_in_use()
+
+    async def generate(self, request: GenRequest) -> Generation:
+        """Pass on and keep the result; see :meth:`Backend.generate`."""
+        try:
+            generation = await self.backend.generate(request)
+        except Exception as error:
+            self.calls.append((request, error))
+            raise
+        self.calls.append((request, generation))
+        return generation
+
+    async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
+        """Pass on and keep the result; see :meth:`Backend.stream`."""
+        try:
+            async for delta in self.backend.stream(request):
+                if delta.generation is not None:
+                    self.calls.append((request, delta.generation))
+                yield delta
+        except Exception as error:
+            self.calls.append((request, error))
+            raise
+
+    async def score(
+        self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
+    ) -> Scores:
+        """Pass on and keep the result; see :meth:`Backend.score`."""
+        scores = await self.backend.score(request, choices, unconditional=unconditional)
+        self.calls.append((request, scores))
+        return scores
+
+    async def cache_prefix(self, request: GenRequest) -> None:
+        """Pass on."""
+        await self.backend.cache_prefix(request)
+
+    def statistics(self) -> Mapping[str, float]:
+        """Those of the recorded backend."""
+        return self.backend.statistics()
+
+    def script(self) -> list[Answer]:
+        """The recorded answers, for a :class:`ScriptedBackend` that gives them again."""
+        return [
+            replace(result.completions[0]) if isinstance(result, Generation) else result
+            for _, result in self.calls
+            if not isinstance(result, Scores)
+        ]
+
+    async def aclose(self) -> None:
+        """Close the recorded backend."""
+        await self.backend.aclose()
