@@ -176,7 +176,10 @@ class ScriptedBackend(Backend):
     async def _generation(self, request: GenRequest) -> Generation:
         answers = await self._answer(request)
         count = request.sampling.n or 1
-        given = list(answers) if isinstance(answers, (list, tuple)) else [answers] * count
+        if isinstance(answers, (str, Completion, Exception)):
+            given = [answers] * count
+        else:
+            given = list(answers)
         if len(given) != count:
             raise InvalidArgument("answers", f"{len(given)} answers for n={count}")
         completions = tuple(_completion(answer, request) for answer in given)

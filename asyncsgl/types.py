@@ -263,8 +263,9 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
 
 
 def _is_bias(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and -100 <= value <= 100
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -100 <= value <= 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Union, cast, runtime_checkable
 
 from ..errors import ProgramError
 from ..types import Constraint, Media, Role, SamplingParams
@@ -55,7 +55,7 @@ class Expr:
         return Concat((*_parts(other), *_parts(self)))
 
 
-ExprLike = Expr | str | TextSource
+ExprLike = Union[Expr, str, TextSource, Sequence["ExprLike"]]
 
 
 @dataclass(frozen=True, slots=True)

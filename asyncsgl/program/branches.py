@@ -65,7 +65,7 @@ class Branches:
                 state += other(index)
         else:
             for state in self._states:
-                state += other  # type: ignore[arg-type]
+                state += other
         return self
 
     def join(self, mode: str = "gather_variable", *, return_exceptions: bool = False) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import OutputError, TruncatedStreamError
 from ..lang.reasoning import ReasoningSplitter, check_family
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .interpreter import Interpreter
 
 __all__ = ["generate_into", "select_into"]
+
+T = TypeVar("T")
 
 
 async def generate_into(run: Interpreter, branch: Branch, node: Gen, task: Task) -> None:
@@ -62,16 +64,19 @@ def _store(
         error = str(value) if isinstance(value, OutputError) else None
         metas.append(_meta(run, generation, completion, error))
     branch.parts.append(texts[0])
-    many = len(texts) > 1
-    text, value, meta = (texts, typed, metas) if many else (texts[0], typed[0], metas[0])
+    shown, meta = _one_or_all(texts), _one_or_all(metas)
     if task.reasoning is not None:
-        thoughts = [reasoning for reasoning, _ in answers]
-        shown = thoughts if many else thoughts[0]
-        task.reasoning.resolve(shown, shown, None)
+        thoughts = _one_or_all([reasoning for reasoning, _ in answers])
+        task.reasoning.resolve(thoughts, thoughts, None)
     if task.variable is not None:
-        task.variable.resolve(text, value, meta)
+        task.variable.resolve(shown, _one_or_all(typed), meta)
     if run.listeners:
-        run.emit(VariableFinished(branch.path, node.name, text, meta))
+        run.emit(VariableFinished(branch.path, node.name, shown, meta))
+
+
+def _one_or_all(values: list[T]) -> T | list[T]:
+    """The value itself where there is one answer, the list where there are several."""
+    return values if len(values) > 1 else values[0]
 
 
 def _split(node: Gen, completion: Completion) -> tuple[str, str]:

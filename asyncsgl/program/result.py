@@ -198,14 +198,14 @@ def _url(media: Media) -> str:
 def to_json_value(value: Any) -> Any:
     """``value`` in the types that JSON has; by its ``repr`` where there is no other way."""
     match value:
+        case enum.Enum():
+            return to_json_value(value.value)
         case None | bool() | int() | float() | str():
-            return value.value if isinstance(value, enum.Enum) else value
+            return value
         case Mapping():
             return {str(key): to_json_value(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
             return [to_json_value(item) for item in value]
-        case enum.Enum():
-            return to_json_value(value.value)
         case BaseException():
             return {"error": type(value).__name__, "message": str(value)}
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -280,7 +280,7 @@ class ProgramState:
         Raises:
             InvalidArgument: ``n`` is not a whole number of 1 or more.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if not _is_count(n):
             raise InvalidArgument("n", f"must be a whole number, at least 1, got {n!r}")
         first = self._forks
         self._forks += n
@@ -317,6 +317,10 @@ class ProgramState:
 
     def __repr__(self) -> str:
         return f"<ProgramState branch={self._branch.path} variables={list(self._variables)}>"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def typed_value(variable: Variable) -> object:
