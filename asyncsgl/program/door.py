@@ -7,7 +7,8 @@ block, belongs to :mod:`asyncsgl.sync`.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, ParamSpec, Protocol
 
 from ..errors import ProgramError
@@ -34,6 +35,11 @@ class Door(Protocol):
     def ask(self, question: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """What waiting for an answer gives."""
 
+    async def run_body(
+        self, body: Callable[..., Any], state: object, arguments: Mapping[str, object]
+    ) -> object:
+        """Run the program's function to its end and give what it returns."""
+
 
 class CoroutineDoor:
     """For ``async def`` bodies: everything is on the loop already."""
@@ -51,6 +57,13 @@ class CoroutineDoor:
     def ask(self, question: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """A coroutine, to be awaited."""
         return question()
+
+    async def run_body(
+        self, body: Callable[..., Any], state: object, arguments: Mapping[str, object]
+    ) -> object:
+        """Call the function, and await what it gives if that can be awaited."""
+        result = body(state, **arguments)
+        return await result if inspect.isawaitable(result) else result
 
 
 class PlainDoor(CoroutineDoor):

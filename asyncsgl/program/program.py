@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
-import itertools
-import os
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -23,14 +20,10 @@ from ..backends.base import Backend
 from ..batch.executor import Outcome, bounded
 from ..errors import BatchError, InvalidArgument, ProgramError
 from ..lang.api import sampling_of
-from ..telemetry import listeners_for
 from ..types import SAMPLING_FIELDS, Overrides, SamplingParams
+from .call import Call
 from .defaults import choose_backend
-from .door import CoroutineDoor, Door, PlainDoor
-from .events import Listener, RunFinished, RunStarted
-from .interpreter import Interpreter
-from .result import State, collect
-from .state import ProgramState
+from .result import State
 from .stream import ProgramStream
 
 __all__ = ["Program", "function"]
@@ -38,7 +31,6 @@ __all__ = ["Program", "function"]
 Arguments = Mapping[str, object]
 Body = Callable[..., Any]
 
-_run_numbers = itertools.count(1)
 _SAMPLING_NAMES = frozenset((*SAMPLING_FIELDS, "max_new_tokens"))
 
 
@@ -136,7 +128,7 @@ class Program:
             Exception: whatever the program or a generation raises, with the unfinished state
                 as ``error.state``.
         """
-        call = self._call(args, arguments_and_sampling, backend)
+        call = self.call(args, arguments_and_sampling, backend)
         return await call.run()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[State]:
@@ -150,7 +142,7 @@ class Program:
 
         Takes what :meth:`run` takes.
         """
-        call = self._call(args, arguments_and_sampling, backend)
+        call = self.call(args, arguments_and_sampling, backend)
         return ProgramStream(functools.partial(call.run, streaming=True))
 
     def iter_batch(
@@ -182,7 +174,7 @@ class Program:
         fields = self._sampling_only(sampling)
 
         async def run_row(row: Arguments) -> State:
-            return await self._call((), {**row}, chosen, fields).run()
+            return await self.call((), {**row}, chosen, fields).run()
 
         return bounded(
             run_row, rows, concurrency=concurrency_of(num_threads, chosen), ordered=ordered
@@ -232,13 +224,25 @@ class Program:
 
     # -- internals -------------------------------------------------------------------------
 
-    def _call(
+    def call(
         self,
         args: tuple[Any, ...],
         arguments: Mapping[str, Any],
         backend: Backend | None,
         fields: SamplingParams | None = None,
-    ) -> _Call:
+    ) -> Call:
+        """Check everything that a run needs and make the run, without starting it.
+
+        Args:
+            args: the program's arguments by position.
+            arguments: its arguments by name, and sampling fields unless ``fields`` is given.
+            backend: where to run; the default backend if None.
+            fields: the run's sampling defaults.
+
+        Raises:
+            InvalidArgument: an argument is unknown, missing or given twice.
+            UsageError: there is no backend.
+        """
         mine = dict(zip(self.signature.parameters, args, strict=False))
         if len(args) > len(self.signature.parameters):
             raise InvalidArgument("*args", f"{len(args)} are too many for {self.name}()")
@@ -252,7 +256,8 @@ class Program:
                 mine[name] = value
         self.check_arguments(mine)
         defaults = fields if fields is not None else sampling_of(cast("Overrides", sampling))
-        return _Call(self, {**self.bound, **mine}, choose_backend(backend), defaults)
+        chosen = choose_backend(backend)
+        return Call(self.name, self.body, {**self.bound, **mine}, chosen, defaults)
 
     def _sampling_only(self, sampling: Mapping[str, Any]) -> SamplingParams:
         unknown = set(sampling) - _SAMPLING_NAMES
@@ -264,92 +269,6 @@ class Program:
 
     def __repr__(self) -> str:
         return f"<Program {self.name}{self.signature}>"
-
-
-class _Call:
-    """One run of a program, complete and checked, not yet started."""
-
-    __slots__ = ("arguments", "backend", "defaults", "program", "run_id")
-
-    def __init__(
-        self,
-        program: Program,
-        arguments: Mapping[str, object],
-        backend: Backend,
-        defaults: SamplingParams,
-    ) -> None:
-        self.program = program
-        self.arguments = arguments
-        self.backend = backend
-        self.defaults = defaults
-        self.run_id = f"run-{os.getpid():x}-{next(_run_numbers):x}"
-
-    async def run(
-        self,
-        listeners: Sequence[Listener] = (),
-        *,
-        streaming: bool = False,
-        door: Door | None = None,
-    ) -> State:
-        """Run to the end: one task group, of which nothing is left afterwards."""
-        listeners = (*listeners, *listeners_for(self.program.name, self.run_id))
-        for listener in listeners:
-            listener.on(RunStarted(self.program.name, self.run_id))
-        error: BaseException | None = None
-        try:
-            return await self._in_task_group(listeners, streaming, door)
-        except BaseException as failure:
-            error = failure
-            raise
-        finally:
-            for listener in listeners:
-                listener.on(RunFinished(self.program.name, self.run_id, error))
-
-    async def _in_task_group(
-        self, listeners: Sequence[Listener], streaming: bool, door: Door | None
-    ) -> State:
-        failure: Exception | None = None
-        value: object = None
-        async with asyncio.TaskGroup() as tasks:
-            run = Interpreter(self.backend, self.defaults, tasks, listeners, streaming=streaming)
-            s = ProgramState(run, run.main, door or self._door())
-            try:
-                value = await self._body(s)
-                await run.finish()
-            except Exception as error:
-                failure = error
-                run.cancel(run.main.family())
-        state = await self._finished(run, s, value)
-        if failure is not None:
-            _attach(failure, state)
-            raise failure
-        return state
-
-    def _door(self) -> Door:
-        return CoroutineDoor() if self.is_coroutine else PlainDoor()
-
-    @property
-    def is_coroutine(self) -> bool:
-        """Whether the body is ``async def``."""
-        return inspect.iscoroutinefunction(self.program.body)
-
-    async def _body(self, s: ProgramState) -> object:
-        result = self.program.body(s, **self.arguments)
-        return await result if inspect.isawaitable(result) else result
-
-    async def _finished(self, run: Interpreter, s: ProgramState, value: object) -> State:
-        template = await run.chat_template()
-        return State(
-            collect(s._variables), run.main.prompt(), template, run.usage, value, self.run_id
-        )
-
-
-def _attach(error: Exception, state: State) -> None:
-    """Give the error the unfinished state; exceptions that take no attributes go without."""
-    try:
-        error.state = state  # type: ignore[attr-defined]
-    except AttributeError:
-        error.add_note(f"variables known when the run failed: {state.variables!r}")
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:
