@@ -1,0 +1,16 @@
+"""Attention over pages: one entry that transformers calls, and what computes it."""
+
+from __future__ import annotations
+
+from .base import AttentionBackend, LayerCall, StepContext
+from .interface import IMPLEMENTATION, register
+from .torch_cpu import TorchAttention
+
+__all__ = [
+    "IMPLEMENTATION",
+    "AttentionBackend",
+    "LayerCall",
+    "StepContext",
+    "TorchAttention",
+    "register",
+]

@@ -1,0 +1,70 @@
+"""A request on its way through the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .radix import Node
+from .request import Request
+
+__all__ = ["Sequence"]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """What the scheduler knows of one request.
+
+    Args:
+        request: what was asked for.
+        serial: order of arrival.
+        limit: most tokens it may reach, prompt and output together.
+        tokens: prompt and output so far.
+        computed: tokens whose keys and values are in `pages`.
+        pages: page ids that hold them, in order.
+        synced: leading pages its slot's table is known to have.
+        node: where its pages end in the prefix tree; None outside of it.
+        node_pages: how many of its pages are in the tree.
+        slot: its seat in the runner's tables while it runs, else -1.
+        cached_tokens: prompt tokens found in the cache when it first ran.
+        scored: prompt positions whose logits were scored already.
+        skipped: plans that passed it over while it waited.
+    """
+
+    request: Request
+    serial: int
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    synced: int = 0
+    node: Node | None = None
+    node_pages: int = 0
+    slot: int = -1
+    cached_tokens: int = -1
+    scored: int = 0
+    skipped: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.request.prompt_ids)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are known but not computed."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Most tokens it may generate, here."""
+        return min(self.request.sampling.max_new_tokens, self.limit - self.prompt_tokens)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether prompt positions are scored."""
+        return self.request.return_logprob and self.request.logprob_start_len >= 0
