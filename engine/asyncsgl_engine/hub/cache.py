@@ -88,9 +88,11 @@ class ModelCache:
 
     def _clear(self, key: str) -> None:
         # What a killed process left, or an entry that lost files since.
-        for left in (self.root / key, *self.root.glob(f"{key}.partial-*")):
-            if left.exists():
-                shutil.rmtree(left)
+        entry = self.root / key
+        if entry.exists():
+            entry.rename(tempfile.mkdtemp(prefix=f"{key}.partial-", dir=self.root))
+        for left in self.root.glob(f"{key}.partial-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _check_room(self, needs: int) -> None:
         if shutil.disk_usage(self.root).free < needs:

@@ -50,7 +50,7 @@ def run_child(
     environment: Mapping[str, str],
     claim: Callable[[str], bool],
 ) -> ChildResult:
-    """Run a command to its end, with no input.
+    """Run a command to its end. Its input is empty, and ends when this process does.
 
     Args:
         command: program and arguments.
@@ -67,7 +67,7 @@ def run_child(
         command,
         cwd=cwd,
         env=dict(environment),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",

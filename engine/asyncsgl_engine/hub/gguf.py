@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +194,13 @@ def _check_tokenizer(target: Path, tokenizer: PreTrainedTokenizerFast) -> None:
             raise ValueError(f"the saved tokenizer encodes {text!r} in another way than the file's")
 
 
+def _end_with_caller() -> None:
+    sys.stdin.read()  # returns when the caller is gone
+    os._exit(1)
+
+
 def _main(source: str, target: str, name: str) -> int:
+    threading.Thread(target=_end_with_caller, daemon=True).start()
     try:
         _convert(Path(source), Path(target), name)
     except Exception as error:  # noqa: BLE001 - it crosses to the caller as a message
