@@ -51,9 +51,9 @@ class Display(ABC):
     def close(self) -> None:
         """Leave the terminal as it was."""
 
-    def row(self, usage: Usage, error: str | None = None) -> None:
-        """One row was answered, or failed with ``error``."""
-        self.tally.add(usage, error)
+    def row(self, usage: Usage, error: str | None = None, line: int = 0) -> None:
+        """One row was answered, or failed with ``error``; ``line`` is its line in the input."""
+        self.tally.add(usage, error, line)
         self.changed()
 
     def skip(self) -> None:

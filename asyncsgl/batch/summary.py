@@ -24,12 +24,13 @@ def summarize(tally: Tally, *, stream: TextIO | None = None) -> None:
     if not tally.errors:
         return
     console.print("[red]errors[/red]")
-    for text, count in list(tally.errors.items())[:_SHOWN_ERRORS]:
+    for text, (count, line) in list(tally.errors.items())[:_SHOWN_ERRORS]:
         short = text if len(text) <= _SHOWN_ERROR_LENGTH else text[:_SHOWN_ERROR_LENGTH] + "…"
-        console.print(f"  {count} x {short}", markup=False, highlight=False)
+        where = f"line {line}" if count == 1 else f"line {line} and {count - 1:,} more"
+        console.print(f"  {where}: {short}", markup=False, highlight=False)
     more = len(tally.errors) - _SHOWN_ERRORS
     if more > 0:
-        console.print(f"  and {more} other kinds; each row's own is in the output")
+        console.print(f"  and {more:,} others; each row's own is in the output")
 
 
 def _table(tally: Tally) -> Table:

@@ -22,8 +22,8 @@ class Tally:
         answered: rows that were answered now.
         failed: rows that failed now.
         usage: tokens of both.
-        errors: each distinct error with how often it came, in the order they came. Beyond the
-            first thousand, new ones are only counted as failed.
+        errors: each distinct error with how often it came and the line of the first, in the
+            order they came. Beyond the first thousand, new ones are only counted as failed.
     """
 
     total: int | None = None
@@ -31,7 +31,7 @@ class Tally:
     answered: int = 0
     failed: int = 0
     usage: Usage = field(default_factory=Usage)
-    errors: dict[str, int] = field(default_factory=dict[str, int])
+    errors: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     _began: float = field(default_factory=time.monotonic)
     _ended: float | None = None
 
@@ -70,12 +70,13 @@ class Tally:
         """One row was answered before."""
         self.skipped += 1
 
-    def add(self, usage: Usage, error: str | None = None) -> None:
-        """One row was answered, or failed with ``error``."""
+    def add(self, usage: Usage, error: str | None = None, line: int = 0) -> None:
+        """One row was answered, or failed with ``error``; ``line`` is its line in the input."""
         self.usage += usage
         if error is None:
             self.answered += 1
             return
         self.failed += 1
-        if error in self.errors or len(self.errors) < _MOST_ERRORS:
-            self.errors[error] = self.errors.get(error, 0) + 1
+        count, first = self.errors.get(error, (0, line))
+        if count or len(self.errors) < _MOST_ERRORS:
+            self.errors[error] = (count + 1, first)
