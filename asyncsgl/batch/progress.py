@@ -115,7 +115,7 @@ class LiveDisplay(Display):
             transient=True,
         )
         self._stage_task = self._stages.add_task("starting", total=None)
-        self._rows_task = self._rows.add_task("", total=tally.total, words="")
+        self._rows_task = self._rows.add_task("", total=None, words="")
         self._stages.start()
 
     def stage(self, what: str, fraction: float | None = None) -> None:
@@ -129,6 +129,7 @@ class LiveDisplay(Display):
     def rows_begin(self) -> None:
         self._stages.stop()
         self.tally.begin()
+        self._rows.update(self._rows_task, total=self.tally.total)
         self._rows.start()
 
     def changed(self) -> None:
