@@ -69,6 +69,8 @@ class Backend(ABC):
     name: str = "backend"
     chat_template: ChatTemplate | None = None
     """A template that replaces the backend's own; set it at any time."""
+    keeps_prefixes: bool = False
+    """Whether :meth:`cache_prefix` saves work for prompts that begin alike."""
     default_concurrency: int = 64
     """How many requests at once are sensible when nobody says a number."""
 

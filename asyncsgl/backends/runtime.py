@@ -105,6 +105,7 @@ class Runtime(Backend):
     """
 
     name = "runtime"
+    keeps_prefixes = True
 
     def __init__(
         self,

@@ -33,9 +33,10 @@ class Call:
         arguments: everything that the function takes but the state.
         backend: where to run.
         defaults: sampling defaults of the run.
+        plain_door: makes the way for a plain ``def`` body to reach its run.
     """
 
-    __slots__ = ("arguments", "backend", "body", "defaults", "name", "run_id")
+    __slots__ = ("arguments", "backend", "body", "defaults", "name", "plain_door", "run_id")
 
     def __init__(
         self,
@@ -44,12 +45,14 @@ class Call:
         arguments: Mapping[str, object],
         backend: Backend,
         defaults: SamplingParams,
+        plain_door: Callable[[], Door] = PlainDoor,
     ) -> None:
         self.name = name
         self.body = body
         self.arguments = arguments
         self.backend = backend
         self.defaults = defaults
+        self.plain_door = plain_door
         self.run_id = f"run-{os.getpid():x}-{next(_run_numbers):x}"
 
     @property
@@ -62,14 +65,12 @@ class Call:
         listeners: Sequence[Listener] = (),
         *,
         streaming: bool = False,
-        door: Door | None = None,
     ) -> State:
         """Run to the end: one task group, of which nothing is left afterwards.
 
         Args:
             listeners: take the run's events, besides those of the installed instruments.
             streaming: generate piece by piece.
-            door: how the body reaches the run; chosen by the kind of body unless given.
 
         Raises:
             Exception: the program's or a generation's, with the unfinished state as
@@ -77,12 +78,12 @@ class Call:
         """
         listeners = (*listeners, *listeners_for(self.name, self.run_id))
         if not listeners:
-            return await self._in_task_group((), streaming, door)
+            return await self._in_task_group((), streaming)
         for listener in listeners:
             listener.on(RunStarted(self.name, self.run_id))
         error: BaseException | None = None
         try:
-            return await self._in_task_group(listeners, streaming, door)
+            return await self._in_task_group(listeners, streaming)
         except BaseException as failure:
             error = failure
             raise
@@ -90,10 +91,8 @@ class Call:
             for listener in listeners:
                 listener.on(RunFinished(self.name, self.run_id, error))
 
-    async def _in_task_group(
-        self, listeners: Sequence[Listener], streaming: bool, door: Door | None
-    ) -> State:
-        door = door or (CoroutineDoor() if self.is_coroutine else PlainDoor())
+    async def _in_task_group(self, listeners: Sequence[Listener], streaming: bool) -> State:
+        door = CoroutineDoor() if self.is_coroutine else self.plain_door()
         failure: Exception | None = None
         value: object = None
         try:

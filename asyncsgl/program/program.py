@@ -23,8 +23,11 @@ from ..lang.api import sampling_of
 from ..types import SAMPLING_FIELDS, Overrides, SamplingParams
 from .call import Call
 from .defaults import choose_backend
+from .door import Door, PlainDoor
+from .prefix import SharedPrefix, prefix_request
 from .result import State
 from .stream import ProgramStream
+from .tracer import Traced, constant_prefix, trace
 
 __all__ = ["Program", "function"]
 
@@ -42,7 +45,12 @@ class Program:
     """
 
     def __init__(
-        self, body: Body, *, num_api_spec_tokens: int | None = None, bound: Arguments | None = None
+        self,
+        body: Body,
+        *,
+        num_api_spec_tokens: int | None = None,
+        bound: Arguments | None = None,
+        plain_door: Callable[[], Door] = PlainDoor,
     ) -> None:
         parameters = list(inspect.signature(body).parameters.values())
         if not parameters or parameters[0].kind not in (
@@ -58,6 +66,7 @@ class Program:
         self.num_api_spec_tokens = num_api_spec_tokens
         self.signature = inspect.Signature(parameters[1:])
         self.bound: dict[str, object] = dict(bound or {})
+        self._plain_door = plain_door
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         own = {p.name for p in parameters[1:]}
         self._sampling_names = _SAMPLING_NAMES - own
@@ -79,6 +88,16 @@ class Program:
             self.body,
             num_api_spec_tokens=self.num_api_spec_tokens,
             bound={**self.bound, **arguments},
+            plain_door=self._plain_door,
+        )
+
+    def with_plain_door(self, plain_door: Callable[[], Door]) -> Program:
+        """This program, with another way for plain ``def`` bodies to reach their run."""
+        return Program(
+            self.body,
+            num_api_spec_tokens=self.num_api_spec_tokens,
+            bound=self.bound,
+            plain_door=plain_door,
         )
 
     def check_arguments(self, arguments: Arguments) -> None:
@@ -172,12 +191,15 @@ class Program:
         """
         chosen = choose_backend(backend)
         fields = self._sampling_only(sampling)
+        concurrency = concurrency_of(num_threads, chosen)
+        if chosen.keeps_prefixes and concurrency > 1:
+            chosen = SharedPrefix(chosen)
 
         async def run_row(row: Arguments) -> State:
             return await self.call((), {**row}, chosen, fields).run()
 
         return bounded(
-            run_row, rows, concurrency=concurrency_of(num_threads, chosen), ordered=ordered
+            run_row, rows, concurrency=concurrency, ordered=ordered
         )
 
     async def run_batch(
@@ -222,6 +244,44 @@ class Program:
             ) from failed[0]
         return in_order
 
+    # -- without running ------------------------------------------------------------------
+
+    def trace(self, **arguments: object) -> list[Traced]:
+        """What the program appends, found without a backend.
+
+        Arguments that are not given and texts that a model would write are placeholders: the
+        name between U+E000 and U+E001. The program's own Python code runs.
+
+        Returns:
+            the language's nodes in order; a fork is one node with a list for each branch.
+
+        Raises:
+            InvalidArgument: an argument is unknown.
+            ProgramError: the program waits for something else than its own state.
+        """
+        self._refuse_unknown(arguments)
+        return trace(self.body, self.signature.parameters, {**self.bound, **arguments})
+
+    async def cache(self, backend: Backend | None = None) -> str:
+        """Compute the text that all runs begin with ahead, where the backend keeps it.
+
+        The text is found by tracing, so the program's own Python code runs, with
+        placeholders for its arguments.
+
+        Returns:
+            the text; empty if runs begin with different texts, and then nothing is sent.
+
+        Raises:
+            UnsupportedFeature: the backend keeps no prefixes.
+            UsageError: there is no backend.
+        """
+        chosen = choose_backend(backend)
+        nodes = trace(self.body, self.signature.parameters, self.bound, tolerant=True)
+        prefix = constant_prefix(nodes, await chosen.chat_template_in_use())
+        if prefix:
+            await chosen.cache_prefix(prefix_request(prefix))
+        return prefix
+
     # -- internals -------------------------------------------------------------------------
 
     def call(
@@ -257,7 +317,8 @@ class Program:
         self.check_arguments(mine)
         defaults = fields if fields is not None else sampling_of(cast("Overrides", sampling))
         chosen = choose_backend(backend)
-        return Call(self.name, self.body, {**self.bound, **mine}, chosen, defaults)
+        filled = {**self.bound, **mine}
+        return Call(self.name, self.body, filled, chosen, defaults, self._plain_door)
 
     def _sampling_only(self, sampling: Mapping[str, Any]) -> SamplingParams:
         unknown = set(sampling) - _SAMPLING_NAMES

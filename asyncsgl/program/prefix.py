@@ -1,0 +1,103 @@
+"""Computes what the prompts of a batch have in common once, before the batch spreads out."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+from ..backends.base import Backend, Capabilities
+from ..errors import AsyncSGLError
+from ..lang.chat_template import ChatTemplate
+from ..types import Delta, Generation, GenRequest, Message, SamplingParams, Scores
+
+__all__ = ["SharedPrefix", "prefix_request"]
+
+WORTHWHILE = 512
+"""Characters that prompts must share before computing them ahead is worth a call."""
+
+_numbers = itertools.count(1)
+
+
+def prefix_request(text: str) -> GenRequest:
+    """A request whose prompt is ``text``, for :meth:`Backend.cache_prefix`."""
+    message = Message(None, (text,))
+    return GenRequest((message,), SamplingParams(max_tokens=0), f"prefix-{next(_numbers):x}", text)
+
+
+class SharedPrefix(Backend):
+    """A backend for one batch: the first two prompts are compared, then all go on.
+
+    The first prompt goes to ``backend`` at once. If the second begins with the same long
+    text, that text is computed ahead, and whatever comes meanwhile waits for it. Prompts that
+    have little in common are held up by no more than the comparison.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.name = backend.name
+        self.default_concurrency = backend.default_concurrency
+        self.chat_template = backend.chat_template
+        self._first: str | None = None
+        self._settled = asyncio.Event()
+        self._comparing = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the backend."""
+        return self.backend.capabilities
+
+    async def chat_template_in_use(self) -> ChatTemplate:
+        """That of the backend."""
+        return await self.backend.chat_template_in_use()
+
+    async def generate(self, request: GenRequest) -> Generation:
+        """Answer one request; see :meth:`Backend.generate`."""
+        await self._in_turn(request)
+        return await self.backend.generate(request)
+
+    async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
+        """Answer one request piece by piece; see :meth:`Backend.stream`."""
+        await self._in_turn(request)
+        async for delta in self.backend.stream(request):
+            yield delta
+
+    async def score(
+        self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
+    ) -> Scores:
+        """Score choices; see :meth:`Backend.score`."""
+        await self._in_turn(request)
+        return await self.backend.score(request, choices, unconditional=unconditional)
+
+    async def cache_prefix(self, request: GenRequest) -> None:
+        """Compute a prompt ahead; see :meth:`Backend.cache_prefix`."""
+        await self.backend.cache_prefix(request)
+
+    def statistics(self) -> Mapping[str, float]:
+        """Those of the backend."""
+        return self.backend.statistics()
+
+    async def _in_turn(self, request: GenRequest) -> None:
+        if self._settled.is_set():
+            return
+        text = request.text
+        if text is None or self._first is None:
+            self._first = text
+            return
+        if self._comparing:
+            await self._settled.wait()
+            return
+        self._comparing = True
+        try:
+            shared = os.path.commonprefix([self._first, text])
+            if len(shared) >= WORTHWHILE:
+                await self._compute(shared)
+        finally:
+            self._settled.set()
+
+    async def _compute(self, shared: str) -> None:
+        try:
+            await self.backend.cache_prefix(prefix_request(shared))
+        except AsyncSGLError:
+            return  # it only saves work: the requests themselves tell what is wrong
