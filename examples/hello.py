@@ -17,7 +17,7 @@ async def hello(s: sgl.ProgramState, name: str) -> None:
 async def main(backend: sgl.Backend | None = None) -> sgl.State:
     """Run it once."""
     async with backend or sgl.Runtime() as model:
-        state = await hello.run(name="Ada", backend=model)
+        state: sgl.State = await hello.run(name="Ada", backend=model)
     print(state["greeting"])
     print(state.usage)
     return state

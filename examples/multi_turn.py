@@ -21,7 +21,7 @@ async def interview(s: sgl.ProgramState, country: str) -> str:
 async def main(backend: sgl.Backend | None = None) -> sgl.State:
     """Run it once and show the turns."""
     async with backend or sgl.Runtime() as model:
-        state = await interview.run(country="Japan", backend=model)
+        state: sgl.State = await interview.run(country="Japan", backend=model)
     for message in state.messages():
         print(f"{message['role']:>9}: {message['content']}")
     return state

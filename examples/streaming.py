@@ -22,8 +22,8 @@ async def main(backend: sgl.Backend | None = None) -> sgl.State:
     ):
         async for piece in run.text("story"):
             print(piece, end="", flush=True)
-        print()
-        state = await run.result()
+        state: sgl.State = await run.result()
+    print()
     return state
 
 
