@@ -32,7 +32,7 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
-    install(session, "tests", extras="engine,serve")
+    install(session, "tests", extras="engine,serve,video")
     session.run("pytest", *session.posargs)
 
 
@@ -55,7 +55,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of everything, with mypy (strict) and with pyright."""
-    install(session, "types", extras="engine,serve")
+    install(session, "types", extras="engine,serve,video")
     session.run("mypy")
     session.run("pyright")
 
