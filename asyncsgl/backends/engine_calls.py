@@ -130,9 +130,7 @@ def logprobs_of(
     )
 
 
-def completion_of(
-    request: GenRequest, completion: EngineCompletion, text_of: TextOf
-) -> Completion:
+def completion_of(request: GenRequest, completion: EngineCompletion, text_of: TextOf) -> Completion:
     """One answer of the engine as the frontend's."""
     params = request.sampling
     shown = text_of if params.return_text_in_logprobs else None

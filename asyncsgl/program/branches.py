@@ -47,9 +47,7 @@ class Branches:
         if self._states[index] is not state:
             raise ProgramError("a branch cannot be replaced: append to it with +=")
 
-    def __iadd__(
-        self, other: ExprLike | Sequence[ExprLike] | Callable[[int], ExprLike]
-    ) -> Self:
+    def __iadd__(self, other: ExprLike | Sequence[ExprLike] | Callable[[int], ExprLike]) -> Self:
         """Append to every branch.
 
         Raises:

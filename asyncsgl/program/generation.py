@@ -51,9 +51,7 @@ async def generate_into(run: Interpreter, branch: Branch, node: Gen, task: Task)
     _store(run, branch, node, task, generation)
 
 
-def _store(
-    run: Interpreter, branch: Branch, node: Gen, task: Task, generation: Generation
-) -> None:
+def _store(run: Interpreter, branch: Branch, node: Gen, task: Task, generation: Generation) -> None:
     answers = [_split(node, completion) for completion in generation.completions]
     texts = [answer for _, answer in answers]
     metas: list[Meta] = []
@@ -124,9 +122,7 @@ def _meta(
     )
 
 
-async def _streamed(
-    run: Interpreter, branch: Branch, node: Gen, request: GenRequest
-) -> Generation:
+async def _streamed(run: Interpreter, branch: Branch, node: Gen, request: GenRequest) -> Generation:
     """Generate piece by piece, handing the pieces to the listeners."""
     splitters: dict[int, ReasoningSplitter] = {}
     generation: Generation | None = None

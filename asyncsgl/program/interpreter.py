@@ -183,7 +183,9 @@ class Interpreter:
             self._fail(branch, error, item)
         except BaseException:
             cause = next((b.failure for b in self._failed), None)
-            stopped = ProgramError(f"branch {branch.path} was cancelled: {cause or 'the run ended'}")
+            stopped = ProgramError(
+                f"branch {branch.path} was cancelled: {cause or 'the run ended'}"
+            )
             self._fail(branch, cause or stopped, item, handled=True)
             raise
         finally:

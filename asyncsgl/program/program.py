@@ -10,17 +10,20 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
+    Sized,
 )
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import Any, Literal, cast
 
 from ..backends.base import Backend
 from ..batch.executor import Outcome, bounded
+from ..batch.progress import Display, show
 from ..errors import BatchError, InvalidArgument, ProgramError
 from ..lang.api import sampling_of
-from ..types import SAMPLING_FIELDS, Overrides, SamplingParams
+from ..types import SAMPLING_FIELDS, Overrides, SamplingParams, Usage
 from .call import Call
 from .defaults import choose_backend
 from .door import Door, PlainDoor
@@ -198,9 +201,7 @@ class Program:
         async def run_row(row: Arguments) -> State:
             return await self.call((), {**row}, chosen, fields).run()
 
-        return bounded(
-            run_row, rows, concurrency=concurrency, ordered=ordered
-        )
+        return bounded(run_row, rows, concurrency=concurrency, ordered=ordered)
 
     async def run_batch(
         self,
@@ -230,10 +231,13 @@ class Program:
         """
         results: dict[int, State | Exception] = {}
         outcomes = self.iter_batch(rows, num_threads=num_threads, backend=backend, **sampling)
-        async with aclosing(outcomes):
-            async for outcome in outcomes:
-                result = outcome.error if outcome.error is not None else outcome.value
-                results[outcome.index] = cast("State | Exception", result)
+        with _display(rows, wanted=progress_bar) as display:
+            async with aclosing(outcomes):
+                async for outcome in outcomes:
+                    result = outcome.error if outcome.error is not None else outcome.value
+                    results[outcome.index] = cast("State | Exception", result)
+                    if display is not None:
+                        _show(display, outcome)
         in_order = [results[index] for index in sorted(results)]
         failed = [result for result in in_order if isinstance(result, Exception)]
         if failed and not return_exceptions:
@@ -332,6 +336,26 @@ class Program:
         return f"<Program {self.name}{self.signature}>"
 
 
+@contextmanager
+def _display(rows: object, *, wanted: bool) -> Iterator[Display | None]:
+    """The progress bar of a batch, if one is wanted."""
+    if not wanted:
+        yield None
+        return
+    with show(len(rows) if isinstance(rows, Sized) else None) as display:
+        display.rows_begin()
+        yield display
+
+
+def _show(display: Display, outcome: Outcome[Arguments, State]) -> None:
+    if outcome.error is not None:
+        state = getattr(outcome.error, "state", None)
+        usage = state.usage if isinstance(state, State) else Usage()
+        display.row(usage, f"{type(outcome.error).__name__}: {outcome.error}", outcome.index + 1)
+    elif outcome.value is not None:
+        display.row(outcome.value.usage)
+
+
 def _is_required(parameter: inspect.Parameter) -> bool:
     return parameter.default is inspect.Parameter.empty and parameter.kind not in (
         inspect.Parameter.VAR_POSITIONAL,
@@ -352,9 +376,7 @@ def concurrency_of(num_threads: object, backend: Backend) -> int:
     return num_threads
 
 
-def function(
-    body: Body | None = None, *, num_api_spec_tokens: int | None = None
-) -> Any:
+def function(body: Body | None = None, *, num_api_spec_tokens: int | None = None) -> Any:
     """Make a program of a function whose first parameter is the program state.
 
     Args:

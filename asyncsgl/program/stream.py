@@ -77,9 +77,7 @@ class ProgramStream:
     run starts on entering; leaving early cancels what is left of it.
     """
 
-    def __init__(
-        self, start: Callable[[Sequence[Listener]], Coroutine[Any, Any, State]]
-    ) -> None:
+    def __init__(self, start: Callable[[Sequence[Listener]], Coroutine[Any, Any, State]]) -> None:
         self._start = start
         self._history = _History()
         self._task: asyncio.Task[State] | None = None

@@ -73,9 +73,7 @@ class ThreadDoor:
         if not self._open:
             raise ClosedError("the run of this program has ended: its state cannot be used on")
 
-    def _start(
-        self, question: Callable[[], Coroutine[Any, Any, Any]], future: Future[Any]
-    ) -> None:
+    def _start(self, question: Callable[[], Coroutine[Any, Any, Any]], future: Future[Any]) -> None:
         task = self._loop.create_task(_answer(question, future))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -132,9 +130,7 @@ async def _answer(question: Callable[[], Coroutine[Any, Any, Any]], future: Futu
         future.set_result(answer)
 
 
-def _settle(
-    finished: asyncio.Future[object], value: object, error: BaseException | None
-) -> None:
+def _settle(finished: asyncio.Future[object], value: object, error: BaseException | None) -> None:
     if finished.done():
         return
     if error is None:

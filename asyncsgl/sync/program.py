@@ -98,9 +98,7 @@ class BlockingProgram:
             **sampling: defaults for every generation.
         """
         if generator_style:
-            return self._generate(
-                batch_kwargs, num_threads, backend, sampling, return_exceptions
-            )
+            return self._generate(batch_kwargs, num_threads, backend, sampling, return_exceptions)
         return self._portal.call(
             functools.partial(
                 self.program.run_batch,
