@@ -31,20 +31,12 @@ ROWS = {
         ("sync", "cli", "launch_server", "__main__", "__init__"),
     ),
     "asyncsgl_engine": (
-        ("errors", "config", "request", "plan"),
-        ("pages", "radix", "stops", "sequence", "scheduler"),
-        (
-            "kv_cache",
-            "inputs",
-            "attention",
-            "sampler",
-            "logits",
-            "logprobs",
-            "grammar",
-            "regex_syntax",
-        ),
+        ("errors", "config", "request", "plan", "statistics"),
+        ("pages", "radix", "stops", "sequence", "scheduler", "answer", "constraints"),
+        ("kv_cache", "inputs", "attention", "sampler", "logits", "logprobs"),
+        ("regex_syntax", "grammar"),
         ("hub", "detokenizer", "tokenizer"),
-        ("model", "multimodal", "runner", "graphs", "parallel"),
+        ("device", "model", "multimodal", "runner", "graphs", "parallel"),
         ("core",),
         ("engine", "__init__"),
         ("server",),
@@ -58,10 +50,25 @@ MAY_IMPORT_THE_ENGINE = (
     "asyncsgl.cli",
     "asyncsgl.launch_server",
 )
-DEAR = """
-aiohttp anthropic av fastapi google.genai httpx jinja2 litellm numpy openai PIL pydantic ray rich
-torch transformers typer
-""".split()
+DEAR = [
+    "aiohttp",
+    "anthropic",
+    "av",
+    "fastapi",
+    "google.genai",
+    "httpx",
+    "jinja2",
+    "litellm",
+    "numpy",
+    "openai",
+    "PIL",
+    "pydantic",
+    "ray",
+    "rich",
+    "torch",
+    "transformers",
+    "typer",
+]
 # Import names of distributions that need not be installed where the tests run.
 DISTRIBUTIONS = {"google": "google-genai", "opentelemetry": "opentelemetry-api"}
 
