@@ -139,11 +139,10 @@ class InputBuilder:
         longest = int(lengths.max(initial=0))
         seats = np.fromiter((row.slot for row in single), np.int64, len(single))
         table = self._tables[seats, : -(-longest // size)]
-        if not self._needs_slots:
+        if not (self._needs_slots and single):
             return table, lengths, None
-        context = (table.astype(np.int64)[:, :, None] * size + self._offsets).reshape(
-            len(single), -1
-        )[:, :longest]
+        whole = (table.astype(np.int64)[:, :, None] * size + self._offsets).reshape(len(single), -1)
+        context = np.ascontiguousarray(whole[:, :longest])
         context[np.arange(longest) >= lengths[:, None]] = 0
         return table, lengths, context
 

@@ -112,9 +112,9 @@ class Scheduler:
         insort(self._waiting, sequence, key=_rank)
         return sequence
 
-    def append(self, sequence: Sequence, tokens: list[int]) -> None:
-        """Tell which tokens follow in a sequence."""
-        sequence.tokens.extend(tokens)
+    def append(self, sequence: Sequence, token: int) -> None:
+        """Tell which token follows in a running sequence."""
+        sequence.tokens.append(token)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or not; its full pages stay cached."""

@@ -20,7 +20,7 @@ def _forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - always None, see `register`
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,

@@ -1,0 +1,284 @@
+"""The engine without a shell: requests in, one step, deltas out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from .answer import Answer, TextTokenizer
+from .config import ResolvedConfig
+from .constraints import Constraints, Follower, Masking
+from .errors import EngineError, InvalidRequest, StepFailed
+from .plan import Mask, Outcome, Plan, Seat
+from .request import Delta, Request, TokenLogprob
+from .scheduler import Scheduled, Scheduler
+from .statistics import Statistics
+from .stops import compile_patterns
+
+__all__ = ["EngineCore", "Runner"]
+
+
+class Runner(Protocol):
+    """What computes plans."""
+
+    def seat(self, seat: Seat) -> None:
+        """Take over a sequence that got a slot."""
+        ...
+
+    def run(self, plan: Plan, mask: Callable[[], Mask | None]) -> Outcome:
+        """Compute a plan; `mask` is called once the logits are there."""
+        ...
+
+
+class EngineCore:
+    """Synchronous, owned by one thread, without locks.
+
+    Args:
+        config: sizes and limits.
+        runner: computes plans.
+        tokenizer: decodes what comes out.
+        constraints: follows grammars.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        runner: Runner,
+        tokenizer: TextTokenizer,
+        constraints: Constraints,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._constraints = constraints
+        self._clock = clock
+        self._scheduler = Scheduler(config)
+        self._answers: dict[str, Answer] = {}
+        self._followers: dict[str, Follower] = {}
+        self._finished = self._aborted = self._failed = 0
+        self._steps = self._computed = self._generated = 0
+        self._busy_s = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to compute."""
+        return bool(self._answers)
+
+    def step(self, new: Iterable[Request] = (), cancelled: Iterable[str] = ()) -> list[Delta]:
+        """Take requests in, drop cancelled ones, and run one forward pass.
+
+        Args:
+            new: requests, their ids not in use.
+            cancelled: ids to abort, before `new` is taken in; unknown ones are ignored.
+
+        Returns:
+            The deltas of this step. Every request ends in exactly one with `finish` or
+            `error`.
+        """
+        begun = self._clock()
+        deltas = [delta for name in cancelled if (delta := self._abort(name, begun))]
+        deltas += [delta for request in new if (delta := self._enter(request, begun))]
+        scheduled = self._scheduler.plan()
+        if scheduled is not None:
+            deltas += self._advance(scheduled, begun)
+            self._busy_s += self._clock() - begun
+        if self._config.debug_check:
+            self.check()
+        return deltas
+
+    def clear_cache(self) -> bool:
+        """Forget all cached prefixes; False, and nothing done, while sequences run."""
+        return self._scheduler.clear_cache()
+
+    def check(self) -> None:
+        """Prove that the books agree with one another.
+
+        Raises:
+            InternalError: they do not.
+        """
+        self._scheduler.check()
+
+    def fail_all(self, error: EngineError) -> list[Delta]:
+        """End every request with an error."""
+        deltas = [self._fail(answer, error) for answer in list(self._answers.values())]
+        self._scheduler.clear_cache()
+        return deltas
+
+    def statistics(self) -> Statistics:
+        """Counters and gauges of this moment."""
+        pool = self._scheduler.pool
+        return Statistics(
+            pages_total=pool.num_pages,
+            pages_free=pool.free,
+            pages_cached=pool.cached,
+            pages_held=pool.held,
+            waiting=self._scheduler.waiting,
+            running=self._scheduler.running,
+            finished=self._finished,
+            aborted=self._aborted,
+            failed=self._failed,
+            preemptions=self._scheduler.preemptions,
+            steps=self._steps,
+            prompt_tokens=self._scheduler.prompt_tokens,
+            cached_tokens=self._scheduler.cached_tokens,
+            generated_tokens=self._generated,
+            computed_tokens=self._computed,
+            busy_s=self._busy_s,
+        )
+
+    # -- requests come and go ---------------------------------------------------------------
+
+    def _enter(self, request: Request, now: float) -> Delta | None:
+        name = request.request_id
+        try:
+            if name in self._answers:
+                raise InvalidRequest("request_id", f"{name!r} is in use by a running request")
+            self._check_tokens(request)
+            patterns = compile_patterns(request.sampling.stop_regex)
+            follower = None
+            if request.grammar is not None:
+                follower = self._constraints.follow(request.grammar)
+            sequence = self._scheduler.add(request)
+        except EngineError as error:
+            self._failed += 1
+            return Delta(name, error=error)
+        if follower is not None:
+            self._followers[name] = follower
+        self._answers[name] = Answer(sequence, self._tokenizer, patterns, now)
+        return None
+
+    def _check_tokens(self, request: Request) -> None:
+        size = self._config.model.vocab_size
+        named = (
+            ("prompt_ids", request.prompt_ids),
+            ("stop_token_ids", request.sampling.stop_token_ids),
+            ("token_ids_logprob", request.token_ids_logprob),
+            ("logit_bias", [token for token, _ in request.sampling.logit_bias]),
+        )
+        for field, tokens in named:
+            if tokens and not (min(tokens) >= 0 and max(tokens) < size):
+                bad = next(token for token in tokens if not 0 <= token < size)
+                raise InvalidRequest(field, f"token id {bad} is not in [0, {size - 1}]")
+
+    def _abort(self, name: str, now: float) -> Delta | None:
+        answer = self._answers.get(name)
+        if answer is None:
+            return None
+        answer.end("abort")
+        self._leave(answer)
+        self._aborted += 1
+        return answer.delta(now)
+
+    def _fail(self, answer: Answer, error: EngineError) -> Delta:
+        self._leave(answer)
+        self._failed += 1
+        return Delta(answer.sequence.request.request_id, error=error)
+
+    def _leave(self, answer: Answer) -> None:
+        name = answer.sequence.request.request_id
+        del self._answers[name]
+        self._followers.pop(name, None)
+        self._scheduler.remove(answer.sequence)
+
+    # -- one step -----------------------------------------------------------------------------
+
+    def _advance(self, scheduled: Scheduled, begun: float) -> list[Delta]:
+        answers = [self._answers[seq.request.request_id] for seq in scheduled.sequences]
+        masking = self._mask(scheduled)
+        try:
+            for sequence in scheduled.seated:
+                answer = self._answers[sequence.request.request_id]
+                answer.start(begun)
+                self._runner.seat(self._seat(answer))
+            outcome = self._runner.run(scheduled.plan, masking.result)
+        except Exception as error:  # noqa: BLE001 - a failed pass ends its requests, not the engine
+            return self._collapse(error)
+        self._steps += 1
+        self._computed += scheduled.plan.num_tokens
+        now = self._clock()
+        deltas = []
+        for index, answer in enumerate(answers):
+            try:
+                self._commit(answer, index, outcome, masking, now)
+            except EngineError as error:
+                deltas.append(self._fail(answer, error))
+                continue
+            if answer.ended:
+                self._leave(answer)
+                self._finished += 1
+            delta = answer.delta(now)
+            if delta is not None:
+                deltas.append(delta)
+        return deltas
+
+    def _seat(self, answer: Answer) -> Seat:
+        sequence = answer.sequence
+        seed = sequence.request.sampling.seed
+        if seed is None:
+            seed = self._config.random_seed * 0x9E3779B97F4A7C15 + sequence.serial
+        return Seat(sequence.slot, sequence.request, sequence.tokens, seed, answer.stop_ids)
+
+    def _mask(self, scheduled: Scheduled) -> Masking:
+        rows: list[int] = []
+        followers: list[Follower] = []
+        if self._followers:
+            for index, row in enumerate(scheduled.plan.rows):
+                name = scheduled.sequences[index].request.request_id
+                follower = self._followers.get(name)
+                if row.sample and follower is not None:
+                    rows.append(index)
+                    followers.append(follower)
+        return self._constraints.begin(rows, followers)
+
+    def _commit(
+        self, answer: Answer, index: int, outcome: Outcome, masking: Masking, now: float
+    ) -> None:
+        """Take one row's results into its answer."""
+        masking.check(index)
+        sequence = answer.sequence
+        if index in outcome.scores:
+            answer.score(outcome.scores[index])
+        token = outcome.tokens[index]
+        if token < 0:
+            if not sequence.pending and sequence.max_new_tokens == 0:
+                answer.end("length")
+            return
+        self._take(answer, token, outcome.logprobs.get(index), now)
+        follower = self._followers.get(sequence.request.request_id)
+        if follower is None or answer.ended:
+            return
+        follower.accept(token)
+        if follower.finished:
+            answer.end("stop")
+            return
+        # Logprobs of forced tokens would need their own logits.
+        if not sequence.request.return_logprob:
+            self._force(answer, follower, now)
+
+    def _take(self, answer: Answer, token: int, logprob: TokenLogprob | None, now: float) -> None:
+        self._scheduler.append(answer.sequence, token)
+        self._generated += 1
+        answer.take(token, logprob, now)
+
+    def _force(self, answer: Answer, follower: Follower, now: float) -> None:
+        """Append what the grammar leaves no choice about; it is computed with the next step."""
+        for token in follower.forced():
+            self._take(answer, token, None, now)
+            if answer.ended:
+                return
+            follower.accept(token)
+        if follower.finished:
+            answer.end("stop")
+
+    def _collapse(self, error: Exception) -> list[Delta]:
+        """A forward pass failed: its keys and values are not to be trusted."""
+        deltas = []
+        for answer in [a for a in self._answers.values() if a.sequence.slot >= 0]:
+            failure = StepFailed(f"the forward pass failed ({type(error).__name__}: {error})")
+            failure.__cause__ = error
+            deltas.append(self._fail(answer, failure))
+        self._scheduler.clear_cache()
+        return deltas

@@ -1,0 +1,386 @@
+"""The engine as asyncio sees it: one thread that steps, an inbox, one wake a step."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from .config import EngineConfig, ResolvedConfig
+from .delivery import Ticket, deliver
+from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded
+from .request import Completion, Delta, Request, Sampling, TokenLogprob
+from .statistics import Statistics
+
+if TYPE_CHECKING:
+    from .loading import Loaded, Progress
+    from .tokenizer import Tokenizer
+
+__all__ = ["AsyncEngine"]
+
+T = TypeVar("T")
+
+
+class _Inbox:
+    """What came in since the last step."""
+
+    __slots__ = ("aborted", "calls", "left", "new")
+
+    def __init__(self) -> None:
+        self.new: dict[str, Request] = {}
+        self.left: set[str] = set()
+        self.aborted: set[str] = set()
+        self.calls: list[Callable[[], None]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.left or self.aborted or self.calls)
+
+
+class AsyncEngine:
+    """A model in this process, for any number of requests at once.
+
+    May be used from several event loops, one after another or at the same time.
+
+    Args:
+        config: settings; nothing is loaded before `start`.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._asked = config
+        self._lock = threading.Condition()
+        self._inbox = _Inbox()
+        self._tickets: dict[str, Ticket] = {}
+        self._when_idle: list[Callable[[], None]] = []
+        self._started: Future[None] | None = None
+        self._thread: threading.Thread | None = None
+        self._loaded: Loaded | None = None
+        self._statistics: Statistics | None = None
+        self._closing = False
+        self._fault: EngineError | None = None
+        self._scores = count()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing else "running" if self._loaded else "not started"
+        return f"<AsyncEngine {self._asked.model_path!r}, {state}>"
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def start(self, progress: Progress | None = None) -> None:
+        """Load the model, off the event loop; returns at once if it is loaded.
+
+        Callers at the same time wait for the same start. Cancelling one leaves it running.
+
+        Args:
+            progress: called on the engine's thread with a stage and the share of it that is
+                done (None: unknown).
+
+        Raises:
+            ModelError: the model cannot be found or loaded; start may be tried again.
+            ConfigError: the settings do not fit the model or the machine.
+            Closed: the engine was shut down.
+        """
+        with self._lock:
+            self._refuse_if_closed()
+            started = self._started
+            if started is None:
+                started = self._started = Future()
+                self._thread = threading.Thread(
+                    target=self._main, args=(started, progress), name="asyncsgl-engine", daemon=True
+                )
+                self._thread.start()
+        await asyncio.shield(asyncio.wrap_future(started))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """`shutdown` without blocking the event loop."""
+        await asyncio.to_thread(self.shutdown)
+
+    def shutdown(self) -> None:
+        """Stop after the step in progress and wait for that; running requests get `Closed`.
+
+        May be called from any thread, and again.
+        """
+        with self._lock:
+            self._closing = True
+            self._lock.notify()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    # -- requests -----------------------------------------------------------------------------
+
+    async def generate(self, request: Request) -> Completion:
+        """Run one request to its end. Cancelling this aborts it within one step.
+
+        Raises:
+            InvalidRequest: it can never run here.
+            Overloaded: the queue is full.
+            StepFailed: the forward pass it was in failed.
+            Closed: the engine is shut down.
+        """
+        ticket = self._submit(request)
+        try:
+            return await ticket.completion()
+        finally:
+            self._leave(ticket)
+
+    async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+        """Run one request and give what each step adds; leaving early aborts it.
+
+        Set `Request.stream`, or everything comes at once at the end.
+
+        Raises:
+            EngineError: as `generate`.
+        """
+        ticket = self._submit(request)
+        try:
+            while not ticket.done:
+                for delta in await ticket.take():
+                    yield delta
+        finally:
+            self._leave(ticket)
+
+    async def score(
+        self, prefix_ids: Sequence[int], continuations: Sequence[Sequence[int]]
+    ) -> list[tuple[TokenLogprob, ...]]:
+        """Log-probabilities of continuations' tokens after a prefix that is computed once.
+
+        Args:
+            prefix_ids: at least one token.
+            continuations: token ids, at least one each.
+
+        Returns:
+            For each continuation one entry a token.
+
+        Raises:
+            EngineError: as `generate`.
+        """
+        number = next(self._scores)
+        requests = [
+            Request(
+                request_id=f"score-{number}-{index}",
+                prompt_ids=(*prefix_ids, *tokens),
+                sampling=Sampling(max_new_tokens=0),
+                return_logprob=True,
+                logprob_start_len=len(prefix_ids),
+            )
+            for index, tokens in enumerate(continuations)
+        ]
+        tickets = [self._submit(request) for request in requests]
+        try:
+            return [(await ticket.completion()).prompt_logprobs for ticket in tickets]
+        finally:
+            for ticket in tickets:
+                self._leave(ticket)
+
+    def abort(self, request_id: str) -> None:
+        """End a request within one step; whoever waits for it gets finish reason `abort`.
+
+        An unknown id is ignored: the request may have ended just now. Any thread may call this.
+        """
+        with self._lock:
+            if request_id in self._tickets:
+                self._inbox.aborted.add(request_id)
+                self._lock.notify()
+
+    async def flush_cache(self, wait: bool = False) -> bool:
+        """Empty the prefix cache.
+
+        Args:
+            wait: wait until no request runs, however long that takes.
+
+        Returns:
+            False, and nothing done, when requests run and `wait` is not set.
+        """
+
+        def flush(loaded: Loaded) -> bool:
+            return loaded.core.clear_cache()
+
+        return await self._call(flush, when_idle=wait)
+
+    async def check(self) -> None:
+        """Prove that the books agree with one another.
+
+        Raises:
+            InternalError: they do not.
+        """
+        await self._call(lambda loaded: loaded.core.check())
+
+    def statistics(self) -> Statistics:
+        """Counters and gauges as of the last step; any thread may ask.
+
+        Raises:
+            EngineError: the engine was not started.
+        """
+        if self._statistics is None:
+            raise EngineError("the engine is not started: await engine.start() first")
+        return self._statistics
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, once started."""
+        return self._ready().tokenizer
+
+    @property
+    def config(self) -> ResolvedConfig:
+        """The settings as decided, once started."""
+        return self._ready().config
+
+    def _ready(self) -> Loaded:
+        if self._loaded is None:
+            raise EngineError("the engine is not started: await engine.start() first")
+        return self._loaded
+
+    def _refuse_if_closed(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+        if self._closing:
+            raise Closed("the engine is shut down; make a new one")
+
+    def _submit(self, request: Request) -> Ticket:
+        limit = self._ready().config.max_queued_requests
+        ticket = Ticket(request, asyncio.get_running_loop())
+        name = request.request_id
+        with self._lock:
+            self._refuse_if_closed()
+            if name in self._tickets:
+                raise InvalidRequest("request_id", f"{name!r} is in use by a running request")
+            waiting = self.statistics().waiting + len(self._inbox.new)
+            if waiting >= limit:
+                raise Overloaded(waiting, limit)
+            self._tickets[name] = ticket
+            self._inbox.new[name] = request
+            self._lock.notify()
+        return ticket
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Nobody waits for this ticket any more."""
+        name = ticket.request.request_id
+        with self._lock:
+            if self._tickets.get(name) is not ticket:
+                return
+            del self._tickets[name]
+            self._inbox.aborted.discard(name)
+            if self._inbox.new.pop(name, None) is None:
+                self._inbox.left.add(name)
+                self._lock.notify()
+
+    async def _call(self, work: Callable[[Loaded], T], when_idle: bool = False) -> T:
+        """Run a function on the engine's thread, between steps."""
+        loaded = self._ready()
+        done: Future[T] = Future()
+
+        def call() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            try:
+                done.set_result(work(loaded))
+            except Exception as error:  # noqa: BLE001 - handed to the caller
+                done.set_exception(error)
+
+        with self._lock:
+            self._refuse_if_closed()
+            (self._when_idle if when_idle else self._inbox.calls).append(call)
+            self._lock.notify()
+        return await asyncio.wrap_future(done)
+
+    # -- the engine's thread ------------------------------------------------------------------
+
+    def _main(self, started: Future[None], progress: Progress | None) -> None:
+        try:
+            # Imported here: it brings torch and transformers, which takes seconds.
+            from .loading import load
+
+            loaded = load(self._asked, progress or _ignore)
+        except Exception as error:  # noqa: BLE001 - handed to the callers of start
+            with self._lock:
+                self._started = None
+            started.set_exception(error)
+            return
+        self._statistics = loaded.core.statistics()
+        self._loaded = loaded
+        started.set_result(None)
+        try:
+            while self._turn(loaded):
+                pass
+        except Exception as error:  # noqa: BLE001 - handed to all requests
+            fault = InternalError(f"the engine's thread failed: {error!r}")
+            fault.__cause__ = error
+            self._fault = fault
+        self._end(loaded)
+
+    def _turn(self, loaded: Loaded) -> bool:
+        """Wait for work and do one step of it; False when it is time to end."""
+        core = loaded.core
+        with self._lock:
+            while not (self._inbox or core.busy or self._when_idle or self._closing):
+                self._lock.wait()
+            if self._closing:
+                return False
+            inbox, self._inbox = self._inbox, _Inbox()
+        deltas = core.step(inbox.new.values(), inbox.left | inbox.aborted)
+        for call in inbox.calls:
+            call()
+        if not core.busy:
+            calls, self._when_idle = self._when_idle, []
+            for call in calls:
+                call()
+        self._statistics = core.statistics()
+        self._route([delta for delta in deltas if not _is_farewell(delta, inbox.left)])
+        return True
+
+    def _route(self, deltas: Sequence[Delta]) -> None:
+        parcels: list[tuple[Ticket, Delta]] = []
+        with self._lock:
+            for delta in deltas:
+                ended = delta.finish is not None or delta.error is not None
+                name = delta.request_id
+                ticket = self._tickets.pop(name, None) if ended else self._tickets.get(name)
+                if ticket is not None:
+                    parcels.append((ticket, delta))
+        for ticket in deliver(parcels):
+            self._leave(ticket)
+
+    def _end(self, loaded: Loaded) -> None:
+        """End what is left, so that nobody waits for ever."""
+        with self._lock:
+            self._closing = True
+            left, self._tickets = list(self._tickets.values()), {}
+            calls = [*self._inbox.calls, *self._when_idle]
+        for call in calls:
+            call()
+        deliver(
+            (ticket, Delta(ticket.request.request_id, error=self._farewell())) for ticket in left
+        )
+        loaded.core.fail_all(self._farewell())
+        self._statistics = loaded.core.statistics()
+        loaded.constraints.close()
+        self._loaded = None
+
+    def _farewell(self) -> EngineError:
+        return self._fault or Closed("the engine was shut down while this request was in it")
+
+
+def _is_farewell(delta: Delta, left: set[str]) -> bool:
+    """Whether this is the abort of a request whose caller is gone; its id may be in use again."""
+    finish = delta.finish
+    return finish is not None and finish.reason == "abort" and delta.request_id in left
+
+
+def _ignore(stage: str, fraction: float | None) -> None:
+    """The progress nobody asked for."""

@@ -1,0 +1,71 @@
+"""From a configuration to a core that is ready to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .config import EngineConfig, ResolvedConfig
+from .constraints import Constraints
+from .core import EngineCore
+from .device import inspect_device
+from .errors import ConfigError
+from .grammar import GrammarCompiler
+from .hub import resolve_model
+from .model import load_model
+from .runner import ModelRunner
+from .tokenizer import Tokenizer
+
+__all__ = ["Loaded", "Progress", "load"]
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A core and what it was made of."""
+
+    core: EngineCore
+    constraints: Constraints
+    tokenizer: Tokenizer
+    config: ResolvedConfig
+
+
+def load(config: EngineConfig, progress: Progress) -> Loaded:
+    """Find, load and connect everything; blocks for as long as that takes.
+
+    Args:
+        config: as asked for.
+        progress: called with a stage and the share of it that is done (None: unknown).
+
+    Raises:
+        ModelError: the model or its tokenizer cannot be found or loaded.
+        ConfigError: the settings do not fit the model or the machine.
+    """
+    found = resolve_model(config.model_path, progress=progress)
+    progress("Loading the model", None)
+    device = inspect_device(config.device)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    tokenizer = Tokenizer.load(_tokenizer_folder(config, found.path))
+    model = load_model(
+        found.path, getattr(torch, config.resolve_dtype(device)), torch.device(device.device)
+    )
+    resolved = config.resolve(model.facts, inspect_device(config.device))
+    runner = ModelRunner(model, resolved)
+    constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
+    core = EngineCore(resolved, runner, tokenizer, constraints)
+    progress("Loading the model", 1.0)
+    return Loaded(core, constraints, tokenizer, resolved)
+
+
+def _tokenizer_folder(config: EngineConfig, model: Path) -> Path:
+    if config.tokenizer_path is None:
+        return model
+    path = Path(config.tokenizer_path).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"tokenizer_path: {path} is not a folder")
+    return path

@@ -1,0 +1,147 @@
+"""Loads a transformers model so that its attention runs over the engine's pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .attention import IMPLEMENTATION, StepContext, register
+from .config import ModelFacts
+from .errors import ModelError
+
+__all__ = ["LoadedModel", "load_model", "wrap_model"]
+
+_SEEN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal language model in evaluation mode.
+
+    Args:
+        module: transformers' own module.
+        facts: what the engine plans with.
+    """
+
+    module: PreTrainedModel
+    facts: ModelFacts
+
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        rows: torch.Tensor,
+        context: StepContext,
+    ) -> torch.Tensor:
+        """Run one packed forward pass.
+
+        Args:
+            input_ids: (1, T).
+            position_ids: (1, T).
+            rows: the tokens whose logits are wanted, (R,).
+            context: where attention reads and writes.
+
+        Returns:
+            (R, vocab).
+        """
+        output: Any = self.module(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            logits_to_keep=rows,
+            paged=context,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+
+def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    """Load a model folder.
+
+    Args:
+        path: folder with config.json and safetensors.
+        dtype: of weights and arithmetic.
+        device: where it goes.
+
+    Raises:
+        ModelError: it cannot be loaded, or is of a kind the engine cannot run.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        _check_kind(config)
+        register()
+        with _quiet():
+            module = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=IMPLEMENTATION,
+                trust_remote_code=False,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"the model in {path} could not be loaded ({type(error).__name__}: {error})"
+        ) from error
+    return wrap_model(module.to(device))
+
+
+def wrap_model(module: PreTrainedModel) -> LoadedModel:
+    """Make a model that is in memory ready for the engine; it is changed in place.
+
+    Raises:
+        ModelError: it is of a kind the engine cannot run.
+    """
+    config = module.config.get_text_config(decoder=True)
+    _check_kind(config)
+    register()
+    try:
+        module.set_attn_implementation(IMPLEMENTATION)
+    except ValueError as error:
+        raise ModelError(
+            f"{type(module).__name__} does not let its attention be replaced: {error}"
+        ) from error
+    module.eval()
+    heads = int(config.num_attention_heads)
+    facts = ModelFacts(
+        architecture=type(module).__name__,
+        num_layers=int(config.num_hidden_layers),
+        num_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        vocab_size=int(module.get_output_embeddings().weight.shape[0]),  # type: ignore[union-attr, arg-type, index]
+        context_length=int(getattr(config, "max_position_embeddings", None) or 2048),
+        weight_dtype=str(module.dtype).removeprefix("torch."),
+    )
+    return LoadedModel(module, facts)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars: the caller shows progress its own way."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _check_kind(config: PreTrainedConfig) -> None:
+    text = config.get_text_config(decoder=True)
+    name = (config.architectures or [type(config).__name__])[0]
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder; the engine runs decoder-only models")
+    other = set(getattr(text, "layer_types", None) or ()) - _SEEN_LAYERS
+    if other:
+        raise ModelError(
+            f"{name} has layers of kinds {sorted(other)}; the engine runs full and sliding "
+            "attention"
+        )

@@ -1,0 +1,158 @@
+"""The device boundary: a plan goes in, drawn tokens come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .attention import AttentionBackend, StepContext, TorchAttention
+from .config import ResolvedConfig
+from .errors import ModelError
+from .inputs import Batch, InputBuilder
+from .kv_cache import KVCache
+from .logprobs import describe
+from .model import LoadedModel
+from .plan import Mask, Outcome, Plan, Row, Seat
+from .request import Request, TokenLogprob
+from .sampler import Sampler
+
+__all__ = ["ModelRunner"]
+
+
+def _no_mask() -> Mask | None:
+    return None
+
+
+class ModelRunner:
+    """Owns the model, the cache and everything else that lives on the device.
+
+    Args:
+        model: loaded, on its device.
+        config: sizes; its facts are the model's.
+        attention: computes the layers; PyTorch's operators by default.
+
+    Raises:
+        ModelError: the model does not send its attention through transformers' interface.
+    """
+
+    def __init__(
+        self, model: LoadedModel, config: ResolvedConfig, attention: AttentionBackend | None = None
+    ) -> None:
+        facts, device = model.facts, torch.device(config.device)
+        self._model = model
+        self._attention = attention if attention is not None else TorchAttention()
+        self._cache = KVCache(
+            facts.num_layers,
+            config.num_pages,
+            config.page_size,
+            facts.num_kv_heads,
+            facts.head_dim,
+            getattr(torch, config.dtype),
+            device,
+        )
+        slots = config.max_running_requests
+        most_pages = -(-config.sequence_limit // config.page_size)
+        self._inputs = InputBuilder(
+            slots, config.page_size, most_pages, self._attention.needs_slots, device
+        )
+        self._sampler = Sampler(slots, facts.vocab_size, device)
+        self._requests: dict[int, Request] = {}
+        self._try_out()
+
+    def seat(self, seat: Seat) -> None:
+        """Take over a sequence that got a slot."""
+        self._requests[seat.slot] = seat.request
+        self._sampler.seat(seat)
+
+    @torch.inference_mode()
+    def run(self, plan: Plan, mask: Callable[[], Mask | None] = _no_mask) -> Outcome:
+        """Compute a plan.
+
+        Args:
+            plan: its sequences are seated.
+            mask: called after the forward pass for what grammars allow.
+        """
+        self._cache.copy(plan.copies)
+        batch = self._inputs.build(plan)
+        logits = self._forward(batch)
+        for row in plan.rows:
+            self._sampler.note(row.slot, row.tokens, row.start)
+        drawn = [index for index, row in enumerate(plan.rows) if row.sample]
+        tokens = [-1] * len(plan.rows)
+        if drawn:
+            rows = [plan.rows[index] for index in drawn]
+            made = self._draw(logits[: len(drawn)], rows, _within(mask(), drawn))
+            for index, token in zip(drawn, made, strict=True):
+                tokens[index] = token
+        return Outcome(
+            tokens,
+            self._logprobs(plan, logits, drawn, tokens),
+            self._scores(plan, logits, len(drawn)),
+        )
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        context = StepContext(batch, self._cache, self._attention)
+        rows = batch.logit_rows
+        logits = self._model.logits(batch.input_ids, batch.position_ids, rows, context)
+        if context.calls != self._model.facts.num_layers:
+            raise ModelError(
+                f"{self._model.facts.architecture} attended {context.calls} times in "
+                f"{self._model.facts.num_layers} layers: its attention does not go through "
+                "transformers' attention interface"
+            )
+        return logits
+
+    def _draw(self, logits: torch.Tensor, rows: list[Row], mask: Mask | None) -> list[int]:
+        slots = [row.slot for row in rows]
+        lengths = [row.start + len(row.tokens) for row in rows]
+        return self._sampler.draw(logits, slots, lengths, mask)
+
+    def _logprobs(
+        self, plan: Plan, logits: torch.Tensor, drawn: list[int], tokens: list[int]
+    ) -> dict[int, TokenLogprob]:
+        found: dict[int, TokenLogprob] = {}
+        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for place, index in enumerate(drawn):
+            request = self._requests[plan.rows[index].slot]
+            if request.return_logprob:
+                asked = (request.top_logprobs_num, request.token_ids_logprob)
+                groups.setdefault(asked, []).append(place)
+        for (top, ids), places in groups.items():
+            part = logits[torch.tensor(places, device=logits.device)]
+            entries = describe(part, [tokens[drawn[place]] for place in places], top, ids)
+            found.update({drawn[place]: e for place, e in zip(places, entries, strict=True)})
+        return found
+
+    def _scores(
+        self, plan: Plan, logits: torch.Tensor, begin: int
+    ) -> dict[int, tuple[TokenLogprob, ...]]:
+        found: dict[int, tuple[TokenLogprob, ...]] = {}
+        for index, row in enumerate(plan.rows):
+            if row.targets:
+                request = self._requests[row.slot]
+                end = begin + len(row.targets)
+                found[index] = tuple(
+                    describe(
+                        logits[begin:end],
+                        row.targets,
+                        request.top_logprobs_num,
+                        request.token_ids_logprob,
+                    )
+                )
+                begin = end
+        return found
+
+    @torch.inference_mode()
+    def _try_out(self) -> None:
+        """One token through the whole model: faults show here, not in a user's request."""
+        row = Row(0, (0,), 0, (0,), 0, 1, (), sample=True)
+        self._forward(self._inputs.build(Plan((row,))))
+
+
+def _within(mask: Mask | None, drawn: list[int]) -> Mask | None:
+    """The mask with row indices counted among the drawn rows."""
+    if mask is None:
+        return None
+    place = {index: number for number, index in enumerate(drawn)}
+    return Mask([place[index] for index in mask.rows], mask.bits)
