@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 
 from .backends.base import FEATURES, Backend, Capabilities
 from .errors import ClosedError, InvalidArgument
@@ -28,7 +28,7 @@ Answer = str | Completion | Exception
 
 Answers = (
     str
-    | Sequence[Answer]
+    | Sequence[Answer | Sequence[Answer]]
     | Mapping[str, Answer]
     | Callable[[GenRequest], Answer | Sequence[Answer] | Awaitable[Answer | Sequence[Answer]]]
 )
@@ -47,10 +47,11 @@ class ScriptedBackend(Backend):
     """Answers by a script, and records what it was asked.
 
     Args:
-        answers: one text for every call; a list, one answer for each call in order; a table
-            from a part of the last text to the answer; or a function of the request, plain or
-            ``async``, that gives an answer, or a list of ``n`` of them. An exception as an
-            answer is raised.
+        answers: one text for every call; a list, one answer for each call in order, or a
+            list of ``n`` where the call asks for several; a table from a part of the last
+            text to the answer; or a function of the request, plain or ``async``, that gives
+            an answer, or a list of ``n`` of them. An exception as an answer is raised.
+            Texts are cut at the request's stop strings and, by words, at its max_tokens.
         delay: seconds before each answer.
         chunk_size: characters a piece when streaming; None for the whole text at once.
         chunk_delay: seconds before each piece.
@@ -58,6 +59,12 @@ class ScriptedBackend(Backend):
             -10. Without it the first choice wins.
         capabilities: what the backend claims to be able to do; everything unless given.
         name: what it is called.
+        chat_template: the template it says it uses.
+
+    Attributes:
+        requests: what it was asked, in order.
+        running: requests that it works on now.
+        cancelled: requests that were given up before their end.
     """
 
     def __init__(
@@ -95,42 +102,27 @@ class ScriptedBackend(Backend):
 
     async def generate(self, request: GenRequest) -> Generation:
         """Give the next answer of the script; see :meth:`Backend.generate`."""
-        self._record(request)
-        self.running += 1
-        try:
+        with self._at_work(request):
             if self._delay:
                 await asyncio.sleep(self._delay)
             return await self._generation(request)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        finally:
-            self.running -= 1
 
     async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
         """Give the next answer in pieces; see :meth:`Backend.stream`."""
-        self._record(request)
-        self.running += 1
-        ended = False
-        try:
+        with self._at_work(request):
             if self._delay:
                 await asyncio.sleep(self._delay)
             generation = await self._generation(request)
-            for index, piece in self._pieces(generation):
+            for delta in self._pieces(generation):
                 await asyncio.sleep(self._chunk_delay)
-                yield Delta(piece, index)
-            ended = True
-            yield Delta(generation=generation)
-        finally:
-            self.cancelled += not ended
-            self.running -= 1
+                yield delta
+        yield Delta(generation=generation)
 
     async def score(
         self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
     ) -> Scores:
         """Score by the table; see :meth:`Backend.score`."""
-        self._record(request)
-        if self._delay:
+        with self._at_work(request):
             await asyncio.sleep(self._delay)
         table = self._scores if self._scores is not None else {choices[0]: -1.0}
         return Scores(
@@ -167,11 +159,32 @@ class ScriptedBackend(Backend):
             raise ClosedError(f"the backend {self.name!r} is closed")
         self.requests.append(request)
 
-    def _pieces(self, generation: Generation) -> Iterable[tuple[int, str]]:
+    @contextmanager
+    def _at_work(self, request: GenRequest) -> Iterator[None]:
+        self._record(request)
+        self.running += 1
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    def _pieces(self, generation: Generation) -> Iterator[Delta]:
+        """Of each answer the reasoning, then the text; logprobs come with its first piece."""
         for index, completion in enumerate(generation.completions):
-            size = self._chunk_size or max(len(completion.text), 1)
-            for start in range(0, len(completion.text), size):
-                yield index, completion.text[start : start + size]
+            for piece in self._cut(completion.reasoning or ""):
+                yield Delta(index=index, reasoning=piece)
+            logprobs = completion.logprobs or ()
+            for piece in self._cut(completion.text):
+                yield Delta(piece, index, logprobs=logprobs)
+                logprobs = ()
+
+    def _cut(self, text: str) -> Iterator[str]:
+        size = self._chunk_size or max(len(text), 1)
+        for start in range(0, len(text), size):
+            yield text[start : start + size]
 
     async def _generation(self, request: GenRequest) -> Generation:
         answers = await self._answer(request)
@@ -183,9 +196,7 @@ class ScriptedBackend(Backend):
         if len(given) != count:
             raise InvalidArgument("answers", f"{len(given)} answers for n={count}")
         completions = tuple(_completion(answer, request) for answer in given)
-        usage = Usage(
-            _words(request), sum(c.completion_tokens for c in completions), requests=1
-        )
+        usage = Usage(_words(request), sum(c.completion_tokens for c in completions), requests=1)
         return Generation(
             completions, usage, request.request_id, self.name, Timings(total=self._delay)
         )
@@ -252,6 +263,14 @@ class RecordingBackend(Backend):
         """Those of the recorded backend."""
         return self.backend.capabilities
 
+    def check(self, request: GenRequest) -> None:
+        """Refuse what the recorded backend refuses."""
+        self.backend.check(request)
+
+    def check_select(self, request: GenRequest) -> None:
+        """Refuse what the recorded backend refuses."""
+        self.backend.check_select(request)
+
     async def chat_template_in_use(self) -> ChatTemplate:
         """That of the recorded backend."""
         return self.chat_template or await self.backend.chat_template_in_use()
@@ -269,10 +288,11 @@ class RecordingBackend(Backend):
     async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
         """Pass on and keep the result; see :meth:`Backend.stream`."""
         try:
-            async for delta in self.backend.stream(request):
-                if delta.generation is not None:
-                    self.calls.append((request, delta.generation))
-                yield delta
+            async with aclosing(self.backend.stream(request)) as deltas:
+                async for delta in deltas:
+                    if delta.generation is not None:
+                        self.calls.append((request, delta.generation))
+                    yield delta
         except Exception as error:
             self.calls.append((request, error))
             raise
@@ -281,7 +301,11 @@ class RecordingBackend(Backend):
         self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
     ) -> Scores:
         """Pass on and keep the result; see :meth:`Backend.score`."""
-        scores = await self.backend.score(request, choices, unconditional=unconditional)
+        try:
+            scores = await self.backend.score(request, choices, unconditional=unconditional)
+        except Exception as error:
+            self.calls.append((request, error))
+            raise
         self.calls.append((request, scores))
         return scores
 
@@ -293,10 +317,13 @@ class RecordingBackend(Backend):
         """Those of the recorded backend."""
         return self.backend.statistics()
 
-    def script(self) -> list[Answer]:
-        """The recorded answers, for a :class:`ScriptedBackend` that gives them again."""
+    def script(self) -> list[Answer | Sequence[Answer]]:
+        """The recorded answers, for a :class:`ScriptedBackend` that gives them again.
+
+        Scores are not among them: a scripted backend has a table for these.
+        """
         return [
-            replace(result.completions[0]) if isinstance(result, Generation) else result
+            list(result.completions) if isinstance(result, Generation) else result
             for _, result in self.calls
             if not isinstance(result, Scores)
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, TypedDict
@@ -166,20 +167,21 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None:
                 bound.check(name, value)
-        for name in _TUPLES:
+        for name in _SWITCHES:
             value = getattr(self, name)
-            if value is not None and type(value) is not tuple:
-                object.__setattr__(self, name, _as_tuple(name, value))
-        self._check_stops()
+            if value is not None and not isinstance(value, bool):
+                raise InvalidArgument(name, f"must be True or False, got {value!r}")
+        for name, check in _STOPS.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(map(check, _as_tuple(name, value))))
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
-
-    def _check_stops(self) -> None:
-        for name in ("stop", "stop_regex"):
-            texts: tuple[object, ...] = getattr(self, name) or ()
-            for text in texts:
-                if not isinstance(text, str) or not text:
-                    raise InvalidArgument(name, f"a stop must be a non-empty string, got {text!r}")
+        if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
+            raise InvalidArgument(
+                "min_tokens",
+                f"must be at most max_tokens, which is {self.max_tokens}, got {self.min_tokens}",
+            )
 
     def merged(self, over: SamplingParams) -> SamplingParams:
         """These parameters with every field that ``over`` sets taken from it."""
@@ -212,7 +214,7 @@ class _Bound:
         if value == self.also:
             return
         low_ok = value > self.low if self.open_low else value >= self.low
-        if not (low_ok and value <= self.high and math.isfinite(value)):
+        if not (low_ok and value <= self.high and value != math.inf):
             raise InvalidArgument(field, f"must be {self._words()}, got {value!r}")
 
     def _words(self) -> str:
@@ -238,7 +240,6 @@ _BOUNDS = {
     "logprob_start_len": _Bound(True, 0, also=-1),
     "top_logprobs_num": _Bound(True, 0, 1000),
 }
-_TUPLES = ("stop", "stop_token_ids", "stop_regex")
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
 _EMPTY = SamplingParams()
 
@@ -251,21 +252,45 @@ def _as_tuple(field: str, value: object) -> tuple[object, ...]:
     raise InvalidArgument(field, f"must be a sequence, got {value!r}")
 
 
-def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
+def _stop_text(text: object) -> object:
+    if not isinstance(text, str) or not text:
+        raise InvalidArgument("stop", f"must be non-empty strings, got {text!r}")
+    return text
+
+
+def _stop_regex(pattern: object) -> object:
+    if not isinstance(pattern, str) or not pattern:
+        raise InvalidArgument("stop_regex", f"must be non-empty strings, got {pattern!r}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InvalidArgument(
+            "stop_regex", f"{pattern!r} is not a regular expression: {error}"
+        ) from error
+    return pattern
+
+
+def _stop_token(token: object) -> object:
+    _TOKEN_ID.check("stop_token_ids", token)
+    return token
+
+
+_SWITCHES = ("ignore_eos", "return_logprob", "return_text_in_logprobs")
+_STOPS = {"stop": _stop_text, "stop_regex": _stop_regex, "stop_token_ids": _stop_token}
+_TOKEN_ID = _Bound(True, 0)
+_BIAS = _Bound(False, -100, 100)
+
+
+def _checked_bias(bias: object) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise InvalidArgument("logit_bias", f"must map token ids to numbers, got {bias!r}")
     checked: dict[int, float] = {}
     for token, value in bias.items():
-        if not str(token).isdigit():
-            raise InvalidArgument("logit_bias", f"keys are token ids, got {token!r}")
-        if not _is_bias(value):
-            raise InvalidArgument("logit_bias", f"must be -100 to 100, got {value!r} for {token}")
-        checked[int(token)] = float(value)
+        number = int(token) if isinstance(token, str) and token.isdecimal() else token
+        _TOKEN_ID.check("logit_bias", number)
+        _BIAS.check("logit_bias", value)
+        checked[number] = float(value)
     return checked
-
-
-def _is_bias(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return -100 <= value <= 100
 
 
 @dataclass(frozen=True, slots=True)

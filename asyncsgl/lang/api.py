@@ -68,11 +68,11 @@ def gen(
         _only_choices(dtype, regex, json_schema, ebnf)
         unused = set(overrides) - {"temperature", "max_tokens", "max_new_tokens"}
         if unused:
-            raise InvalidArgument(
-                "choices", f"cannot be combined with {', '.join(sorted(unused))}"
-            )
+            raise InvalidArgument("choices", f"cannot be combined with {', '.join(sorted(unused))}")
         return select(
-            name, choices, temperature=overrides.get("temperature") or 0.0,
+            name,
+            choices,
+            temperature=overrides.get("temperature") or 0.0,
             choices_method=choices_method,
         )
     if choices_method is not None:
@@ -204,9 +204,7 @@ def _with_reasoning(node: Node, model_type: str) -> Node:
     return replace(node, reasoning=model_type) if isinstance(node, Gen) else node
 
 
-def _turn(role: Role, expr: ExprLike | None) -> Expr:
-    if expr is None:
-        return RoleBegin(role)
+def _turn(role: Role, expr: ExprLike) -> Expr:
     return Concat((RoleBegin(role), *flatten(expr), RoleEnd(role)))
 
 

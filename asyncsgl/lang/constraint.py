@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from ..errors import InvalidArgument, MissingDependency
@@ -94,7 +94,9 @@ def _checked_regex(pattern: object) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise InvalidArgument("regex", f"{pattern!r} is not a regular expression: {error}") from error
+        raise InvalidArgument(
+            "regex", f"{pattern!r} is not a regular expression: {error}"
+        ) from error
     return pattern
 
 
@@ -117,9 +119,9 @@ def _of_type(kind: object) -> Constrained:
         case _ if kind is str:
             return Constrained(Constraint("regex", REGEX_STRING, "str"), _decode_string)
         case _ if get_origin(kind) is Literal:
-            return _of_values({_as_text(value): value for value in get_args(kind)})
+            return _of_values([(_as_text(value), value) for value in get_args(kind)])
         case type() if issubclass(kind, enum.Enum):
-            return _of_values({_as_text(member.value): member for member in kind})
+            return _of_values([(_as_text(member.value), member) for member in kind])
         case _:
             return _of_model("dtype", kind)
 
@@ -134,10 +136,16 @@ def _as_text(value: object) -> str:
     raise InvalidArgument("dtype", f"a Literal or Enum of {type(value).__name__} has no text form")
 
 
-def _of_values(values: Mapping[str, object]) -> Constrained:
+def _of_values(pairs: Sequence[tuple[str, object]]) -> Constrained:
+    values = dict(pairs)
+    if not values:
+        raise InvalidArgument("dtype", "an Enum needs at least one member")
+    if len(values) < len(pairs):
+        texts = ", ".join(text for text, _ in pairs)
+        raise InvalidArgument("dtype", f"two values of a Literal or Enum look the same: {texts}")
     pattern = "(" + "|".join(_escape(text) for text in values) + ")"
     constraint = Constraint("regex", pattern, "one of " + ", ".join(values))
-    return Constrained(constraint, _ValueOf(dict(values)), choices=tuple(values))
+    return Constrained(constraint, _ValueOf(values), choices=tuple(values))
 
 
 def _escape(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Union, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 from ..errors import ProgramError
 from ..types import Constraint, Media, Role, SamplingParams
@@ -55,7 +55,7 @@ class Expr:
         return Concat((*_parts(other), *_parts(self)))
 
 
-ExprLike = Union[Expr, str, TextSource, Sequence["ExprLike"]]
+ExprLike: TypeAlias = "Expr | str | TextSource | Sequence[ExprLike]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,6 @@ def _parts(value: object) -> tuple[Node, ...]:
         return (Ref(value),)
     if isinstance(value, (list, tuple)):
         return tuple(node for part in value for node in _parts(part))
-    if value is None:
-        return ()
     raise ProgramError(
         f"cannot append {type(value).__name__} to a program: use text, gen, select, image, "
         "a role such as user(...), or several joined by +"

@@ -26,7 +26,7 @@ MAX_FRAMES = 512
 class PILImage(Protocol):
     """The part of PIL's image that is used here."""
 
-    def save(self, fp: io.BytesIO, format: str) -> None:
+    def save(self, fp: io.BytesIO, format: str) -> None:  # noqa: A002 - PIL's name
         """Write the image."""
 
 
@@ -43,6 +43,9 @@ _MAGIC = (
     (0, b"MM\x00*", "image/tiff"),
     (4, b"ftypavif", "image/avif"),
     (4, b"ftypheic", "image/heic"),
+    (4, b"ftypheix", "image/heic"),
+    (4, b"ftypmif1", "image/heic"),
+    (4, b"ftypqt", "video/quicktime"),
     (4, b"ftyp", "video/mp4"),
     (0, b"\x1aE\xdf\xa3", "video/webm"),
     (8, b"AVI ", "video/x-msvideo"),
@@ -180,20 +183,22 @@ def _frames(data: bytes, num_frames: int, name: str) -> tuple[bytes, ...]:
     """PNG frames sampled evenly over the video."""
     try:
         import av
+        import PIL.Image  # noqa: F401 - av makes images with it
     except ImportError as error:
-        raise MissingDependency("av", "video") from error
+        raise MissingDependency(error.name or "av", "video") from error
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             total = sum(1 for _ in container.decode(video=0))
         wanted = _spread(total, MAX_FRAMES if num_frames == -1 else num_frames)
         frames: list[bytes] = []
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
                     buffer = io.BytesIO()
-                    frame.to_image().save(buffer, "PNG")
+                    picture = frame.to_image()  # type: ignore[no-untyped-call, unused-ignore]
+                    picture.save(buffer, "PNG")
                     frames.append(buffer.getvalue())
-    except (OSError, ValueError, IndexError) as error:
+    except (av.FFmpegError, OSError, ValueError, LookupError) as error:
         raise InvalidArgument("video", f"cannot decode {name}: {error}") from error
     if not frames:
         raise InvalidArgument("video", f"{name} has no frames")

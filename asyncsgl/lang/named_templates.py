@@ -60,9 +60,7 @@ _ALL = (
     _make("default", ("SYSTEM:", "\n"), ("USER:", "\n"), ("ASSISTANT:", "\n")),
     _make("claude", ("", ""), ("\n\nHuman: ", ""), ("\n\nAssistant:", "")),
     _chatml("chatml"),
-    _chatml(
-        "chatml-llava", default_system="Answer the questions.", image_token="<image>\n"
-    ),
+    _chatml("chatml-llava", default_system="Answer the questions.", image_token="<image>\n"),
     _chatml("qwen", default_system=_QWEN_SYSTEM),
     _chatml(
         "qwen2-vl",

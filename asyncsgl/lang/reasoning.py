@@ -75,40 +75,42 @@ class ReasoningSplitter:
     def push(self, text: str) -> tuple[str, str]:
         """Take the next piece and give (new reasoning, new answer)."""
         self._held += text
-        reasoning, answer = "", ""
+        reasoning = ""
         while True:
             if self._inside is None:
                 if not self._decide_start(final=False):
-                    return reasoning, answer
+                    return reasoning, ""
             elif self._inside:
+                self._trim_start()
                 piece, closed = self._until_tag(self._family.end)
                 reasoning += piece
                 if not closed:
-                    return reasoning, answer
+                    return reasoning, ""
                 self._inside, self._trim = False, True
             else:
-                return reasoning, answer + self._answer()
+                self._trim_start()
+                answer, self._held = self._held, ""
+                return reasoning, answer
 
     def flush(self) -> tuple[str, str]:
         """The text has ended: give what was held back."""
         if self._inside is None:
             self._decide_start(final=True)
+        self._trim_start()
         held, self._held = self._held, ""
-        if self._inside:
-            return held.rstrip(), ""
-        return "", held.lstrip() if self._trim else held
+        return (held.rstrip(), "") if self._inside else ("", held)
 
     def _decide_start(self, *, final: bool) -> bool:
         """Find out whether the text begins with reasoning; False while it is too short."""
         begin = self._family.begin
         stripped = self._held.lstrip()
         if stripped.startswith(begin):
-            self._held = stripped[len(begin) :].lstrip()
-            self._inside = True
+            self._held = stripped[len(begin) :]
+            self._inside = self._trim = True
             return True
         if begin.startswith(stripped) and not final:
             return False
-        self._inside = self._family.starts_open
+        self._inside = self._trim = self._family.starts_open
         return True
 
     def _until_tag(self, tag: str) -> tuple[str, bool]:
@@ -120,16 +122,13 @@ class ReasoningSplitter:
         if found:
             self._held = after
             return before.rstrip(), True
-        keep = next(
-            (size for size in range(len(tag) - 1, 0, -1) if before.endswith(tag[:size])), 0
-        )
+        keep = next((size for size in range(len(tag) - 1, 0, -1) if before.endswith(tag[:size])), 0)
         ready = before[: len(before) - keep].rstrip()
         self._held = before[len(ready) :]
         return ready, False
 
-    def _answer(self) -> str:
-        text, self._held = self._held, ""
+    def _trim_start(self) -> None:
+        """Drop the white space after a tag."""
         if self._trim:
-            text = text.lstrip()
-            self._trim = not text
-        return text
+            self._held = self._held.lstrip()
+            self._trim = not self._held

@@ -87,7 +87,9 @@ class NamedTemplate:
                 pieces.append(content)
                 continue
             first_user = index == 1 and turns[0].role == "system" and self.system_inside_user
-            pieces.append("" if first_user and message.role == "user" else self.prefix(message.role))
+            pieces.append(
+                "" if first_user and message.role == "user" else self.prefix(message.role)
+            )
             pieces.append(content)
             if not (continue_assistant and index == last):
                 pieces.append(self.suffix(message.role))
@@ -99,14 +101,17 @@ class NamedTemplate:
         return (Message("system", (self.default_system,)), *messages)
 
     def _content(self, message: Message) -> str:
-        return "".join(part if isinstance(part, str) else self._token(part) for part in message.parts)
+        return "".join(
+            part if isinstance(part, str) else self._token(part) for part in message.parts
+        )
 
     def _token(self, media: Media) -> str:
         return self.image_token if media.kind == "image" else self.video_token
 
 
 _MARK = "\ue000asyncsgl-open\ue001"
-"""Put at the end of an open turn to find it again in the rendered text."""
+"""Put at the end of an open turn, with a space, to find it again in the rendered text. Where
+the space is gone the template strips turns, and a stripped turn is what the model knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,22 +152,25 @@ class JinjaTemplate:
             return self._jinja([_as_dict(message) for message in messages])
         *before, last = messages
         turns = [_as_dict(message) for message in before]
-        if not last.parts:
+        if not any(last.parts):
             return self._jinja(turns, add_generation_prompt=True)
-        turns.append(_as_dict(Message("assistant", (*last.parts, _MARK))))
-        text, mark, _ = self._jinja(turns).partition(_MARK)
-        if not mark:
+        turns.append(_as_dict(Message("assistant", (*last.parts, f"{_MARK} "))))
+        text, mark, rest = self._jinja(turns).rpartition(_MARK)
+        if not mark or not _shows(text, last):
             raise ProgramError(
                 f"the chat template {self.name!r} does not show an assistant turn as it is, so it "
-                "cannot be continued: begin the assistant turn with the gen"
+                "cannot be continued: begin the assistant turn with the gen, and split reasoning "
+                "off by separate_reasoning"
             )
-        return text
+        return text if rest.startswith(" ") else text.rstrip()
 
     def _jinja(
         self, messages: Sequence[Mapping[str, object]], *, add_generation_prompt: bool = False
     ) -> str:
         from jinja2 import TemplateError
 
+        # Besides what a template says itself, wrong kinds of content fail as in any Python.
+        faults = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError)
         variables = {
             "tools": None,
             "documents": None,
@@ -173,8 +181,21 @@ class JinjaTemplate:
         }
         try:
             return _compiled(self.source).render(variables)
-        except TemplateError as error:
-            raise ProgramError(f"the chat template {self.name!r} refuses: {error}") from error
+        except faults as error:
+            raise ProgramError(
+                f"the chat template {self.name!r} refuses these messages: {error}"
+            ) from error
+
+
+def _shows(text: str, turn: Message) -> bool:
+    """Whether ``text`` ends with what ``turn`` says last, white space aside."""
+    said = "".join(part if isinstance(part, str) else "\0" for part in turn.parts)
+    tail = said.rpartition("\0")[2].strip()
+    return text.rstrip().endswith(tail) or _squeezed(text).endswith(_squeezed(tail))
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _as_dict(message: Message) -> dict[str, object]:
@@ -190,21 +211,43 @@ def _as_dict(message: Message) -> dict[str, object]:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str) -> Template:
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class GenerationBlock(Extension):
+        """``{% generation %}`` marks for training what a model writes; here it shows it."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    def to_json(value: object, indent: int | None = None, **_: object) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def to_json(
+        value: object,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
 
     def now(form: str) -> str:
         return datetime.now().astimezone().strftime(form)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
