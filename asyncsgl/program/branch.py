@@ -63,21 +63,29 @@ class Branch:
     Args:
         path: which branch it is: ``()`` is the program's main one, ``(2,)`` its third child.
         gated: it waits for its parent to come to the fork.
+
+    Attributes:
+        started: its task has begun to work.
+        claimed: a join of the parent takes its failure.
+        tolerated: that join keeps the failure from the parent.
     """
 
     __slots__ = (
         "children",
+        "claimed",
         "failure",
         "gated",
         "listeners",
         "messages",
         "origin",
         "origin_role",
+        "parent",
         "parts",
         "path",
         "queue",
         "role",
         "scopes",
+        "started",
         "task",
         "tolerated",
     )
@@ -91,9 +99,12 @@ class Branch:
         self.scopes: dict[str, Mark] = {}
         self.queue: deque[Item] = deque()
         self.task: asyncio.Task[None] | None = None
+        self.started = False
         self.failure: Exception | None = None
+        self.claimed = False
         self.tolerated = False
         self.listeners: list[Callable[[Branch], None]] = []
+        self.parent: Branch | None = None
         self.children: list[Branch] = []
         self.origin: Mark = (0, 0)
         self.origin_role: Role | None = None
@@ -107,6 +118,13 @@ class Branch:
     def idle(self) -> bool:
         """Whether everything that was queued has been executed, or has failed."""
         return not self.busy
+
+    @property
+    def handled(self) -> bool:
+        """Whether a join takes the failure here, and it ends there or is handled further up."""
+        if self.tolerated:
+            return True
+        return self.claimed and self.parent is not None and self.parent.handled
 
     def mark(self) -> Mark:
         """The place where the text ends now."""

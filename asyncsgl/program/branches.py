@@ -87,9 +87,8 @@ class Branches:
         gathered = self._gathered() if mode == "gather_variable" else ()
         self._joined = done = Variable("join")
         children = tuple(state._branch for state in self._states)
-        if return_exceptions:
-            for child in children:
-                child.tolerated = True
+        for state in self._states:
+            state._closed = True
         for target, _ in gathered:
             assert target.name is not None
             parent._variables[target.name] = target

@@ -74,6 +74,8 @@ class Interpreter:
                 _fail_item(item, branch.failure)
             return
         for item in items:
+            if isinstance(item, JoinPoint):
+                _claim(item)
             if branch.idle and self._apply_now(branch, item):
                 continue
             if branch.idle:
@@ -83,6 +85,8 @@ class Interpreter:
 
     def fork(self, parent: Branch, children: Sequence[Branch]) -> None:
         """Start ``children`` from ``parent`` where its queue ends now."""
+        for child in children:
+            child.parent = parent
         parent.children.extend(children)
         self._busy += len(children)
         self.append(parent, [ForkPoint(tuple(children))])
@@ -113,8 +117,10 @@ class Interpreter:
     def cancel(self, branches: Iterable[Branch]) -> None:
         """Cancel what ``branches`` still do."""
         for branch in branches:
-            if branch.task is not None:
+            if branch.task is not None and branch.started:
                 branch.task.cancel()
+            elif branch.busy:
+                self._give_up(branch)
 
     async def chat_template(self) -> ChatTemplate:
         """The template in use, from the backend."""
@@ -172,8 +178,23 @@ class Interpreter:
         if branch.queue and branch.task is None and not branch.gated:
             branch.task = self._tasks.create_task(self._work(branch))
 
+    def _give_up(self, branch: Branch) -> None:
+        """End a branch that has not begun to work: a task cancelled now would never run."""
+        if branch.task is not None:
+            branch.task.cancel()
+            branch.task = None
+        branch.gated = False
+        self._fail(branch, self._why_stopped(branch), handled=True)
+        self._came_to_rest(branch)
+
+    def _why_stopped(self, branch: Branch) -> Exception:
+        """What a cancelled branch's variables raise: the failure that it was cancelled for."""
+        cause = next((b.failure for b in self._failed if b.failure is not None), None)
+        return cause or ProgramError(f"branch {branch.path} was cancelled")
+
     async def _work(self, branch: Branch) -> None:
         """Execute the queue in order until it is empty or fails."""
+        branch.started = True
         item: Item | None = None
         try:
             while branch.queue:
@@ -182,14 +203,11 @@ class Interpreter:
         except Exception as error:
             self._fail(branch, error, item)
         except BaseException:
-            cause = next((b.failure for b in self._failed), None)
-            stopped = ProgramError(
-                f"branch {branch.path} was cancelled: {cause or 'the run ended'}"
-            )
-            self._fail(branch, cause or stopped, item, handled=True)
+            self._fail(branch, self._why_stopped(branch), item, handled=True)
             raise
         finally:
             branch.task = None
+            branch.started = False
             self._came_to_rest(branch)
 
     def _came_to_rest(self, branch: Branch) -> None:
@@ -224,7 +242,7 @@ class Interpreter:
                 self._came_to_rest(child)
 
     def _unhandled(self) -> Branch | None:
-        return next((branch for branch in self._failed if not branch.tolerated), None)
+        return next((branch for branch in self._failed if not branch.handled), None)
 
     # -- the meaning of each item -----------------------------------------------------
 
@@ -287,6 +305,8 @@ class Interpreter:
 
     def _open_gates(self, parent: Branch, fork: ForkPoint) -> None:
         for child in fork.children:
+            if not child.gated:  # given up meanwhile
+                continue
             child.start_from(parent)
             if self.listeners:
                 self.emit(BranchStarted(child.path))
@@ -301,7 +321,6 @@ class Interpreter:
             busy = [b for child in join.children for b in child.family() if b.busy]
             self.cancel(busy)
             await self._all_at_rest(busy)
-            failed.tolerated = True
             assert failed.failure is not None
             raise failed.failure
         merge_children(parent, join)
@@ -335,6 +354,13 @@ class Interpreter:
         tasks = [branch.task for branch in branches if branch.task is not None]
         if tasks:
             await asyncio.wait(tasks)
+
+
+def _claim(join: JoinPoint) -> None:
+    """The failures of the children are the join's business from now on."""
+    for child in join.children:
+        child.claimed = True
+        child.tolerated = join.tolerant
 
 
 def _fail_item(item: Item, error: Exception) -> None:

@@ -40,7 +40,16 @@ class ProgramState:
     future of the variable's text: ``await s["x"]``.
     """
 
-    __slots__ = ("_branch", "_door", "_forks", "_role", "_run", "_scopes", "_variables")
+    __slots__ = (
+        "_branch",
+        "_closed",
+        "_door",
+        "_forks",
+        "_role",
+        "_run",
+        "_scopes",
+        "_variables",
+    )
 
     def __init__(self, run: Interpreter, branch: Branch, door: Door) -> None:
         self._run = run
@@ -50,6 +59,7 @@ class ProgramState:
         self._scopes: list[str] = []
         self._variables: dict[str, Variable] = {}
         self._forks = 0
+        self._closed = False
 
     # -- appending --------------------------------------------------------------------
 
@@ -57,12 +67,14 @@ class ProgramState:
         """Queue text, an expression, or a list of these.
 
         Raises:
-            ProgramError: it cannot be appended here: a role in a role, a gen in a user turn.
+            ProgramError: it cannot be appended here: a role in a role, a gen in a user turn,
+                or this branch is joined already.
         """
         self._append(flatten(expr))
         return self
 
     def _append(self, nodes: Sequence[Node]) -> list[Item]:
+        self._refuse_closed()
         self._check(nodes)
         items: list[Item] = [self._task(node) for node in nodes]
         if items:
@@ -91,6 +103,8 @@ class ProgramState:
                         f"{kind}({node.name!r}) stands in a {role} turn: models write assistant "
                         "turns, so put it in assistant(...), or outside of any role"
                     )
+                case ScopeBegin(name=name) if name in scopes:
+                    raise ProgramError(f"the scope {name!r} is open already")
                 case ScopeBegin(name=name):
                     scopes.append(name)
                 case ScopeEnd(name=name):
@@ -98,6 +112,12 @@ class ProgramState:
                 case _:
                     pass
         self._role, self._scopes = role, scopes
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise ProgramError(
+                f"branch {self._branch.path} is joined already: append to its parent"
+            )
 
     def _task(self, node: Node) -> Task:
         match node:
@@ -174,8 +194,11 @@ class ProgramState:
     @contextmanager
     def _turn(self, role: Role) -> Iterator[None]:
         self._append([RoleBegin(role)])
-        yield
-        self._append([RoleEnd(role)])
+        try:
+            yield
+        finally:
+            if self._role == role:
+                self._append([RoleEnd(role)])
 
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
@@ -183,8 +206,11 @@ class ProgramState:
         if not name:
             raise InvalidArgument("name", "must be a non-empty string")
         self._append([ScopeBegin(name)])
-        yield
-        self._append([ScopeEnd(name)])
+        try:
+            yield
+        finally:
+            if name in self._scopes:
+                self._append([ScopeEnd(name)])
 
     # -- variables ----------------------------------------------------------------------
 
@@ -282,6 +308,7 @@ class ProgramState:
         """
         if not _is_count(n):
             raise InvalidArgument("n", f"must be a whole number, at least 1, got {n!r}")
+        self._refuse_closed()
         first = self._forks
         self._forks += n
         children = tuple(
