@@ -152,7 +152,8 @@ class GrammarCompiler:
         source = _definition(grammar)
         matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         if matcher.is_error():
-            raise InvalidRequest("grammar", f"{grammar.kind}: {_tidy(matcher.get_error())}")
+            shown = f" {grammar.source!r}" if grammar.kind == "regex" else ""
+            raise InvalidRequest("grammar", f"{grammar.kind}{shown}: {_tidy(matcher.get_error())}")
         for warning in matcher.get_grammar_warnings():
             _log.warning("grammar: %s: %s", grammar.kind, warning)
         return matcher

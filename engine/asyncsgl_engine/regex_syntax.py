@@ -8,6 +8,7 @@ what a mask lets through is then what `re.fullmatch` matches.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
@@ -29,9 +30,17 @@ _SIGNS = {
     "AT_NON_BOUNDARY": ("word boundaries", ("\\B",)),
 }
 
-# What Python's str methods behind \d, \w and \s take in, as class contents.
-_CLASSES = {"DIGIT": r"\p{Nd}", "WORD": r"\p{L}\p{N}_", "SPACE": r"\s\x1c-\x1f"}
-_ASCII_CLASSES = {"DIGIT": "0-9", "WORD": "0-9A-Za-z_", "SPACE": r" \t\n\r\x0b\x0c"}
+# Contents of classes. A class that allows characters takes in no more than Python's, one that
+# forbids them no less: letters count that Python's version of Unicode has, and \d writes 0 to 9.
+_AGE = tuple(int(part) for part in unicodedata.unidata_version.split(".")[:2])
+_LETTERS = r"[\p{L}\p{N}_]"
+_ALLOWING = {
+    "DIGIT": "0-9",
+    "WORD": f"[{_LETTERS}&&\\p{{age:{_AGE[0]}.{_AGE[1]}}}]" if _AGE <= (16, 0) else _LETTERS,
+    "SPACE": r"\s\x1c-\x1f",
+}
+_FORBIDDING = {"DIGIT": r"\p{Nd}", "WORD": _LETTERS, "SPACE": r"\s\x1c-\x1f"}
+_ASCII = {"DIGIT": "0-9", "WORD": "0-9A-Za-z_", "SPACE": r" \t\n\r\x0b\x0c"}
 
 
 class UnsupportedRegex(ValueError):
@@ -48,13 +57,13 @@ class UnsupportedRegex(ValueError):
 
 
 def translate_regex(pattern: str) -> str:
-    """Write a Python pattern in the Rust `regex` crate's syntax.
+    r"""Write a Python pattern in the Rust `regex` crate's syntax.
 
     Args:
         pattern: as for `re.compile`.
 
     Returns:
-        A pattern whose full matches are those of `re.fullmatch`.
+        A pattern whose full matches are those of `re.fullmatch`, but that `\d` is 0 to 9.
 
     Raises:
         UnsupportedRegex: it is malformed, or needs more than a regular language
@@ -129,24 +138,25 @@ def _folded(text: str, flags: int) -> str:
 
 
 def _class(items: list[tuple[Any, Any]], flags: int) -> str:
+    negated = str(items[0][0]) == "NEGATE"
     parts = []
-    for op, value in items:
+    for op, value in items[1:] if negated else items:
         match str(op):
-            case "NEGATE":
-                parts.append("^")
             case "LITERAL":
                 parts.append(_char(value))
             case "RANGE":
                 parts.append(f"{_char(value[0])}-{_char(value[1])}")
             case "CATEGORY":
-                parts.append(_category(str(value), flags))
+                parts.append(_category(str(value), flags, forbids=negated))
             case other:
                 raise UnsupportedRegex(f"{other} in a character class is not supported", None)
-    return f"[{''.join(parts)}]"
+    return f"[{'^' if negated else ''}{''.join(parts)}]"
 
 
-def _category(name: str, flags: int) -> str:
+def _category(name: str, flags: int, *, forbids: bool) -> str:
     kind = name.removeprefix("CATEGORY_")
     negated = kind.startswith("NOT_")
-    classes = _ASCII_CLASSES if flags & re.ASCII else _CLASSES
-    return f"[{'^' if negated else ''}{classes[kind.removeprefix('NOT_')]}]"
+    contents = _FORBIDDING if forbids != negated else _ALLOWING
+    if flags & re.ASCII:
+        contents = _ASCII
+    return f"[{'^' if negated else ''}{contents[kind.removeprefix('NOT_')]}]"
