@@ -67,7 +67,7 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise BatchError(f"cannot import {path}: {_explained(error, path)}") from error
+        raise BatchError(f"cannot import {path}: {_explained(error, path.name)}") from error
     return module
 
 
@@ -80,14 +80,18 @@ def _import_module(name: str) -> ModuleType:
             raise BatchError(
                 f"there is no module {name!r} (a file is named as in path/to/{name}.py:NAME)"
             ) from error
-        raise BatchError(f"cannot import {name}: {_explained(error, None)}") from error
+        raise BatchError(f"cannot import {name}: {_explained(error, _file_of(name))}") from error
 
 
-def _explained(error: BaseException, path: Path | None) -> str:
-    """The error, with the line of the user's file that it comes from."""
+def _file_of(module: str) -> str:
+    return module.replace(".", "/") + ".py"
+
+
+def _explained(error: BaseException, file: str) -> str:
+    """The error, with the line of the user's ``file`` that it comes from."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
     text = f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
-    mine = [frame for frame in frames if path is None or frame.filename == str(path)]
-    return f"line {mine[-1].lineno}: {text}" if mine and path is not None else text
+    mine = [frame.lineno for frame in frames if frame.filename.endswith(file)]
+    return f"line {mine[-1]}: {text}" if mine else text
