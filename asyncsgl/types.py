@@ -241,7 +241,6 @@ _BOUNDS = {
     "top_logprobs_num": _Bound(True, 0, 1000),
 }
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
-_EMPTY = SamplingParams()
 
 
 def _as_tuple(field: str, value: object) -> tuple[object, ...]:
@@ -279,6 +278,7 @@ _SWITCHES = ("ignore_eos", "return_logprob", "return_text_in_logprobs")
 _STOPS = {"stop": _stop_text, "stop_regex": _stop_regex, "stop_token_ids": _stop_token}
 _TOKEN_ID = _Bound(True, 0)
 _BIAS = _Bound(False, -100, 100)
+_EMPTY = SamplingParams()
 
 
 def _checked_bias(bias: object) -> dict[int, float]:
