@@ -25,7 +25,7 @@ ROWS = {
         ("errors", "types"),
         ("lang",),
         ("backends", "testing"),
-        ("batch.executor", "batch.waiting"),  # bounded work, which programs use too
+        ("batch.executor", "batch.progress", "batch.tally", "batch.waiting"),  # programs use these
         ("program", "telemetry"),
         ("batch",),
         ("sync", "cli", "launch_server", "__main__", "__init__"),

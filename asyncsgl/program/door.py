@@ -78,7 +78,7 @@ class PlainDoor(CoroutineDoor):
         """
         return variable.text if variable.done() else _Unreadable(variable)
 
-    def ask(self, question: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    def ask(self, question: Callable[[], Coroutine[Any, Any, Any]]) -> Any:  # noqa: ARG002
         """Refuse.
 
         Raises:

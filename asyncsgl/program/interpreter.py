@@ -200,7 +200,7 @@ class Interpreter:
             while branch.queue:
                 item = branch.queue.popleft()
                 await self._execute(branch, item)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every await of the branch raises it
             self._fail(branch, error, item)
         except BaseException:
             self._fail(branch, self._why_stopped(branch), item, handled=True)

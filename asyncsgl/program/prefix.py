@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from ..backends.base import Backend, Capabilities
@@ -24,6 +23,12 @@ def prefix_request(text: str) -> GenRequest:
     """A request whose prompt is ``text``, for :meth:`Backend.cache_prefix`."""
     message = Message(None, (text,))
     return GenRequest((message,), SamplingParams(max_tokens=0), f"prefix-{next(_numbers):x}", text)
+
+
+def _common_prefix(one: str, other: str) -> str:
+    pairs = zip(one, other, strict=False)
+    differ = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    return one[:differ]
 
 
 class SharedPrefix(Backend):
@@ -90,7 +95,7 @@ class SharedPrefix(Backend):
             return
         self._comparing = True
         try:
-            shared = os.path.commonprefix([self._first, text])
+            shared = _common_prefix(self._first, text)
             if len(shared) >= WORTHWHILE:
                 await self._compute(shared)
         finally:

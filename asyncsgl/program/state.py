@@ -296,7 +296,7 @@ class ProgramState:
 
     # -- forks ------------------------------------------------------------------------------
 
-    def fork(self, n: int = 1, position_ids_offset: object = None) -> Branches:
+    def fork(self, n: int = 1, position_ids_offset: object = None) -> Branches:  # noqa: ARG002
         """``n`` branches that start from here; nothing blocks.
 
         Args:

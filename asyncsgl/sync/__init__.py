@@ -13,7 +13,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import asyncsgl as _async
+import asyncsgl
 
 from ..program.program import Program
 from .config import global_config
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from asyncsgl import *  # noqa: F403
 
     from .runtime import Runtime as Runtime  # type: ignore[assignment]
-
-_OWN = ("BlockingProgram", "StreamingState", "global_config")
-
 
 def function(  # type: ignore[no-redef]
     body: Callable[..., Any] | Program | None = None, *, num_api_spec_tokens: int | None = None
@@ -48,11 +45,78 @@ def function(  # type: ignore[no-redef]
     return BlockingProgram(body, PORTAL)
 
 
-def _by_kind(name: str) -> tuple[int, str]:
-    return (0 if name.isupper() else 1 if name[:1].isupper() else 2), name
-
-
-__all__ = sorted({*_async.__all__, *_OWN}, key=_by_kind)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "AsyncSGLError",
+    "AuthenticationError",
+    "Backend",
+    "BackendConnectionError",
+    "BackendError",
+    "BackendTimeout",
+    "BadRequestError",
+    "BatchError",
+    "BlockingProgram",
+    "Branches",
+    "Capabilities",
+    "ChatTemplate",
+    "ChoicesMethod",
+    "ClosedError",
+    "ContentFilterError",
+    "ContextLengthError",
+    "Event",
+    "GenRequest",
+    "InternalError",
+    "InvalidArgument",
+    "JinjaTemplate",
+    "Meta",
+    "MissingDependency",
+    "NamedTemplate",
+    "NotFoundError",
+    "Outcome",
+    "OutputError",
+    "OverloadedError",
+    "Program",
+    "ProgramError",
+    "ProgramState",
+    "ProgramStream",
+    "RateLimitError",
+    "Runtime",
+    "SamplingParams",
+    "State",
+    "StreamingState",
+    "TruncatedStreamError",
+    "UnknownVariable",
+    "UnsupportedFeature",
+    "Usage",
+    "UsageError",
+    "Variable",
+    "assistant",
+    "assistant_begin",
+    "assistant_end",
+    "backend_from_spec",
+    "function",
+    "gen",
+    "gen_int",
+    "gen_string",
+    "get_chat_template",
+    "get_default_backend",
+    "global_config",
+    "greedy_token_selection",
+    "image",
+    "register_chat_template",
+    "select",
+    "separate_reasoning",
+    "set_default_backend",
+    "system",
+    "system_begin",
+    "system_end",
+    "token_length_normalized",
+    "unconditional_likelihood_normalized",
+    "use_backend",
+    "user",
+    "user_begin",
+    "user_end",
+    "video",
+]
 
 _ON_FIRST_USE = {"Runtime": ".runtime"}
 
@@ -60,8 +124,8 @@ _ON_FIRST_USE = {"Runtime": ".runtime"}
 def __getattr__(name: str) -> Any:
     if name in _ON_FIRST_USE:
         return getattr(import_module(_ON_FIRST_USE[name], __name__), name)
-    if name in _async.__all__:
-        return getattr(_async, name)
+    if name in asyncsgl.__all__:
+        return getattr(asyncsgl, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
