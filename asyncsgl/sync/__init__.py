@@ -22,7 +22,7 @@ from .program import BlockingProgram
 from .stream import StreamingState
 
 if TYPE_CHECKING:
-    from asyncsgl import *  # noqa: F403
+    from asyncsgl import *
 
     from .runtime import Runtime as Runtime  # type: ignore[assignment]
 

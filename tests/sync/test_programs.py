@@ -27,7 +27,11 @@ def echo(request: GenRequest) -> str:
 
 
 def program_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "asyncsgl-program"]
+    """The threads of programs that do not end although their runs have ended."""
+    threads = [thread for thread in threading.enumerate() if thread.name == "asyncsgl-program"]
+    for thread in threads:
+        thread.join(5)
+    return [thread.name for thread in threads if thread.is_alive()]
 
 
 @pytest.fixture
@@ -250,7 +254,10 @@ def test_ctrl_c_cancels_the_run_and_leaves_no_thread_of_it() -> None:
         try:
             ask.run(backend=backend)
         except KeyboardInterrupt:
-            left = [t.name for t in threading.enumerate() if t.name == "asyncsgl-program"]
+            left = [t for t in threading.enumerate() if t.name == "asyncsgl-program"]
+            for thread in left:
+                thread.join(5)
+            left = [thread for thread in left if thread.is_alive()]
             print(backend.statistics()["cancelled"], backend.running, left)
     """
     done = subprocess.run(
