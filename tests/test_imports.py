@@ -26,7 +26,7 @@ ROWS = {
         ("lang",),
         ("backends", "testing"),
         ("batch.executor", "batch.progress", "batch.tally", "batch.waiting"),  # programs use these
-        ("program", "telemetry"),
+        ("program", "events", "telemetry"),
         ("batch",),
         ("sync", "cli", "launch_server", "__main__", "__init__"),
     ),

@@ -95,6 +95,8 @@ class Call:
         door = CoroutineDoor() if self.is_coroutine else self.plain_door()
         failure: Exception | None = None
         value: object = None
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task is not None else 0
         try:
             async with asyncio.TaskGroup() as tasks:
                 run = Interpreter(
@@ -103,6 +105,8 @@ class Call:
                 s = ProgramState(run, run.main, door)
                 try:
                     value = await door.run_body(self.body, s, self.arguments)
+                    if task is not None and task.cancelling() > cancels:
+                        raise asyncio.CancelledError  # the body caught it, but the run ends
                     await run.finish()
                 except Exception as error:  # noqa: BLE001 - raised below, with the state
                     failure = error

@@ -124,7 +124,8 @@ def _meta(
 
 async def _streamed(run: Interpreter, branch: Branch, node: Gen, request: GenRequest) -> Generation:
     """Generate piece by piece, handing the pieces to the listeners."""
-    splitters: dict[int, ReasoningSplitter] = {}
+    family = None if node.reasoning is None else check_family(node.reasoning)
+    splitters: dict[int, ReasoningSplitter | None] = {}
     generation: Generation | None = None
 
     def show(index: int, reasoning: str, text: str, delta: Delta | None = None) -> None:
@@ -137,16 +138,18 @@ async def _streamed(run: Interpreter, branch: Branch, node: Gen, request: GenReq
     async with aclosing(run.backend.stream(request)) as deltas:
         async for delta in deltas:
             generation = delta.generation or generation
-            if node.reasoning is None or delta.reasoning:
-                show(delta.index, delta.reasoning, delta.text, delta)
-                continue
-            splitter = splitters.get(delta.index)
+            if delta.reasoning:
+                splitters[delta.index] = None  # the backend splits it off itself
+            elif delta.index not in splitters:
+                splitters[delta.index] = ReasoningSplitter(family) if family else None
+            splitter = splitters[delta.index]
             if splitter is None:
-                splitter = ReasoningSplitter(check_family(node.reasoning))
-                splitters[delta.index] = splitter
-            show(delta.index, *splitter.push(delta.text), delta)
+                show(delta.index, delta.reasoning, delta.text, delta)
+            else:
+                show(delta.index, *splitter.push(delta.text), delta)
     for index, splitter in splitters.items():
-        show(index, *splitter.flush())
+        if splitter is not None:
+            show(index, *splitter.flush())
     if generation is None:
         raise TruncatedStreamError(
             "the stream ended without its result",

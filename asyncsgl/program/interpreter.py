@@ -183,8 +183,8 @@ class Interpreter:
         if branch.task is not None:
             branch.task.cancel()
             branch.task = None
-        branch.gated = False
         self._fail(branch, self._why_stopped(branch), handled=True)
+        branch.gated = False
         self._came_to_rest(branch)
 
     def _why_stopped(self, branch: Branch) -> Exception:
@@ -231,14 +231,14 @@ class Interpreter:
             _fail_item(left, error)
             if isinstance(left, ForkPoint):
                 self._fail_gated(left.children, error)
-        if self.listeners:
+        if self.listeners and branch.path and not branch.gated:
             self.emit(BranchFinished(branch.path, error))
 
     def _fail_gated(self, children: Sequence[Branch], error: Exception) -> None:
         for child in children:
             if child.gated:
-                child.gated = False
                 self._fail(child, error, handled=True)
+                child.gated = False
                 self._came_to_rest(child)
 
     def _unhandled(self) -> Branch | None:
@@ -326,7 +326,8 @@ class Interpreter:
         merge_children(parent, join)
         if self.listeners:
             for child in join.children:
-                self.emit(BranchFinished(child.path, child.failure))
+                if child.failure is None:
+                    self.emit(BranchFinished(child.path))
 
     async def _children_at_rest(self, join: JoinPoint) -> Branch | None:
         """Wait for the children: the first that failed, or None when all are at rest."""

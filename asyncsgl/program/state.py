@@ -197,7 +197,7 @@ class ProgramState:
         try:
             yield
         finally:
-            if self._role == role:
+            if self._role == role and not self._closed:
                 self._append([RoleEnd(role)])
 
     @contextmanager
@@ -209,7 +209,7 @@ class ProgramState:
         try:
             yield
         finally:
-            if name in self._scopes:
+            if name in self._scopes and not self._closed:
                 self._append([ScopeEnd(name)])
 
     # -- variables ----------------------------------------------------------------------

@@ -109,6 +109,22 @@ class Variable:
         yield from self.wait().__await__()
         return self.text
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"a variable of a running program has no {name!r}: await it for its text "
+            f"(`await s[{self._name!r}]`)"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the text, which must be known. Raises ProgramError if it is not."""
+        return self is other or bool(self.text == other)
+
+    __hash__ = object.__hash__
+
+    def __bool__(self) -> bool:
+        """Whether there is some text, which must be known. Raises ProgramError if it is not."""
+        return bool(self.text)
+
     def __str__(self) -> str:
         return str(self.text)
 

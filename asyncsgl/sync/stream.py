@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,14 +41,11 @@ class StreamingState:
             Exception: the run's error.
         """
         pieces = self._stream.text(var_name)
-        try:
-            while True:
-                piece = self._portal.call(functools.partial(_next, pieces))
-                if piece is _END:
-                    return
-                yield str(piece)
-        finally:
-            self._portal.call(functools.partial(_aclose, pieces))
+        while True:
+            piece = self._portal.call(functools.partial(_next, pieces))
+            if piece is _END:
+                return
+            yield str(piece)
 
     async def text_async_iter(
         self, var_name: str | None = None, return_meta_data: bool = False
@@ -168,7 +165,7 @@ def _cancel(portal: Portal, stream: ProgramStream) -> None:
     portal.submit(functools.partial(stream.__aexit__, None, None, None))
 
 
-async def _next(pieces: AsyncGenerator[Any, None]) -> object:
+async def _next(pieces: AsyncIterator[Any]) -> object:
     return await anext(pieces, _END)
 
 
