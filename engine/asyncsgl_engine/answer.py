@@ -92,8 +92,8 @@ class Answer:
         self._stop_ids = ends.union(sampling.stop_token_ids)
         # Text is needed on the way only to be shown or searched.
         self._whole = not (sequence.request.stream or sampling.stop or patterns)
-        self._decoder = tokenizer.stream()
-        self._matcher = StopMatcher(sampling.stop, patterns)
+        self._decoder = tokenizer.stream(sampling.skip_special_tokens)
+        self._matcher = StopMatcher(sampling.stop, patterns, sampling.no_stop_trim)
         self._text: list[str] = []
         self._sent = 0
         self._logprobs: list[TokenLogprob] = []
@@ -131,6 +131,8 @@ class Answer:
         armed = count >= sampling.min_new_tokens
         if armed and token in self._stop_ids:
             self.end("stop", token)
+            if sampling.no_stop_trim and not self._whole:
+                self._text.append(self._matcher.push(self._decoder.push((token,)), armed=False))
             return
         if not self._whole:
             shown = self._matcher.push(self._decoder.push((token,)), armed)
@@ -166,10 +168,11 @@ class Answer:
 
     def _finish_text(self) -> None:
         if self._whole:
+            sampling = self.sequence.request.sampling
             tokens = self.sequence.tokens[self.sequence.prompt_tokens :]
-            if isinstance(self._matched, int):
+            if isinstance(self._matched, int) and not sampling.no_stop_trim:
                 tokens = tokens[:-1]
-            self._text = [self._tokenizer.decode(tokens)]
+            self._text = [self._tokenizer.decode(tokens, sampling.skip_special_tokens)]
         elif self._matcher.matched is None:
             # What a half character leaves at the end may complete a stop string too.
             tail = self._decoder.flush()

@@ -46,6 +46,8 @@ class Sampling:
         stop_regex: patterns that end the text where their first match begins.
         logit_bias: (token id, bias) pairs added to the logits, bias in [-100, 100].
         seed: makes the draw repeatable, whatever else runs in the same batch.
+        skip_special_tokens: leave special tokens out of the text.
+        no_stop_trim: keep what stopped the sequence in the text.
 
     Raises:
         InvalidRequest: a field is out of its range.
@@ -66,6 +68,8 @@ class Sampling:
     stop_regex: tuple[str, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
 
     def __post_init__(self) -> None:
         self._check_lengths()

@@ -34,11 +34,15 @@ class StopMatcher:
     Args:
         strings: stop strings.
         patterns: compiled stop patterns.
+        keep: show the stop itself too.
     """
 
-    __slots__ = ("_held", "_longest", "_past", "_patterns", "_strings", "matched")
+    __slots__ = ("_held", "_keep", "_longest", "_past", "_patterns", "_strings", "matched")
 
-    def __init__(self, strings: Sequence[str], patterns: Sequence[regex.Pattern[str]]) -> None:
+    def __init__(
+        self, strings: Sequence[str], patterns: Sequence[regex.Pattern[str]], keep: bool = False
+    ) -> None:
+        self._keep = keep
         self._strings = tuple(strings)
         self._patterns = tuple(patterns)
         self._longest = max((len(text) for text in strings), default=0)
@@ -62,9 +66,9 @@ class StopMatcher:
         self._held += text
         if not armed:
             return self._release(len(self._held))
-        at = self._find()
-        if at is not None:
-            shown, self._held = self._held[:at], ""
+        found = self._find()
+        if found is not None:
+            shown, self._held = self._held[: found[self._keep]], ""
             return shown
         return self._release(self._safe())
 
@@ -79,19 +83,19 @@ class StopMatcher:
             self._past += shown
         return shown
 
-    def _find(self) -> int | None:
-        best: int | None = None
+    def _find(self) -> tuple[int, int] | None:
+        """Where the first stop in the held text begins and ends; `matched` becomes that stop."""
+        best: tuple[int, int] | None = None
         for stop in self._strings:
             at = self._held.find(stop)
-            if at >= 0 and (best is None or at < best):
-                best, self.matched = at, stop
+            if at >= 0 and (best is None or at < best[0]):
+                best, self.matched = (at, at + len(stop)), stop
+        past = len(self._past)
         whole = self._past + self._held
         for pattern in self._patterns:
-            found = pattern.search(whole, len(self._past))
-            if found is not None:
-                at = found.start() - len(self._past)
-                if best is None or at < best:
-                    best, self.matched = at, pattern.pattern
+            found = pattern.search(whole, past)
+            if found is not None and (best is None or found.start() - past < best[0]):
+                best, self.matched = (found.start() - past, found.end() - past), pattern.pattern
         return best
 
     def _safe(self) -> int:
