@@ -103,12 +103,13 @@ class _Writer:
                 _, added, removed, inner = value
                 return f"(?:{self.sequence(inner, (flags | added) & ~removed)})"
             case "MAX_REPEAT" | "MIN_REPEAT":
-                return self._repeat(*value, flags)
+                return self._repeat(value, flags)
             case "AT":
                 return self._anchor(str(value), flags)
         raise self._unsupported(op)
 
-    def _repeat(self, least: int, most: Any, inner: Iterable[tuple[Any, Any]], flags: int) -> str:
+    def _repeat(self, value: tuple[int, Any, Iterable[tuple[Any, Any]]], flags: int) -> str:
+        least, most, inner = value
         upper = "" if most is _parser.MAXREPEAT else str(int(most))
         return f"(?:{self.sequence(inner, flags)}){{{least},{upper}}}"
 

@@ -100,7 +100,13 @@ def _kept_copy(repo: str, revision: str | None, instead: str) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=[f"*{ending}" for ending in _KEPT],
+            ignore_patterns=["*/*", "consolidated*"],
+        )
     except OSError as error:
         reason = (
             "offline mode is on (HF_HUB_OFFLINE)"
@@ -111,6 +117,7 @@ def _kept_copy(repo: str, revision: str | None, instead: str) -> Path:
             f"cannot fetch model {repo!r}: {reason}, and {constants.HF_HUB_CACHE} holds no whole "
             f"copy of it. Check the network (or HF_ENDPOINT, for a mirror). {instead}"
         ) from error
+    return Path(folder)
 
 
 def _wanted(names: Iterable[str]) -> list[str]:

@@ -69,7 +69,7 @@ def resolve_model(model_path: str, *, progress: Progress | None = None) -> Resol
     local = Path(model_path).expanduser()
     if packaged := BUILT_IN.get(model_path.lower()):
         path = _built_in(model_path.lower(), packaged, tell)
-    elif local.is_dir():
+    elif model_path and local.is_dir():
         path = _folder(local.resolve(), tell)
     elif local.is_file():
         path = _gguf_file(local.resolve(), tell)
@@ -151,6 +151,9 @@ def _gguf_file(source: Path, progress: Progress) -> Path:
             f"{source} is a file, but only .gguf files can be loaded by themselves; "
             "for other formats give the folder with config.json and *.safetensors"
         )
+    with source.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{source} is no GGUF file, or a damaged one: fetch it again")
 
     def build(scratch: Path) -> Path:
         target = scratch / "model"
