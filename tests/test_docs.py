@@ -88,7 +88,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     asyncsgl.set_default_backend(None)
 
 
-@pytest.mark.timeout(240)  # some blocks load the default model
+@pytest.mark.timeout(300)  # some blocks load the default model
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run_in_order(page: Path, module: ModuleType) -> None:
     python = [block for block in blocks(page) if block.kind == "python"]
