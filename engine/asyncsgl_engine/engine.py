@@ -289,7 +289,9 @@ class AsyncEngine:
             if not done.set_running_or_notify_cancel():
                 return
             try:
-                done.set_result(work(loaded))
+                result = work(loaded)
+                self._statistics = loaded.core.statistics()
+                done.set_result(result)
             except Exception as error:  # noqa: BLE001 - handed to the caller
                 done.set_exception(error)
 
@@ -334,13 +336,13 @@ class AsyncEngine:
                 return False
             inbox, self._inbox = self._inbox, _Inbox()
         deltas = core.step(inbox.new.values(), inbox.left | inbox.aborted)
+        self._statistics = core.statistics()
         for call in inbox.calls:
             call()
         if not core.busy:
             calls, self._when_idle = self._when_idle, []
             for call in calls:
                 call()
-        self._statistics = core.statistics()
         self._route([delta for delta in deltas if not _is_farewell(delta, inbox.left)])
         return True
 

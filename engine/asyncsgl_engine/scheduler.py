@@ -300,7 +300,8 @@ class Scheduler:
 
         def order(sequence: Sequence) -> tuple[int, bool, int, int]:
             starved = sequence.skipped > _STARVED_AFTER
-            found = 0 if starved else len(self._match(sequence, touch=False).pages)
+            match = None if starved else self._match(sequence, touch=False)
+            found = 0 if match is None else len(match.pages)
             return -sequence.request.priority, not starved, -found, sequence.serial
 
         return sorted(front, key=order)

@@ -1,0 +1,49 @@
+"""From settings asked for to settings decided."""
+
+from __future__ import annotations
+
+import pytest
+
+from asyncsgl_engine.config import DeviceFacts, EngineConfig, ModelFacts
+from asyncsgl_engine.errors import ConfigError
+
+MODEL = ModelFacts("Tiny", 2, 1, 8, 300, 1000, "float32")
+CPU = DeviceFacts("cpu", 1 << 30, fast_bfloat16=False, threads=2)
+FAST = DeviceFacts("cpu", 1 << 30, fast_bfloat16=True, threads=2)
+
+
+def test_the_type_follows_the_processor_unless_it_is_given() -> None:
+    assert EngineConfig().resolve(MODEL, CPU).dtype == "float32"
+    assert EngineConfig().resolve(MODEL, FAST).dtype == "bfloat16"
+    assert EngineConfig(dtype="float32").resolve(MODEL, FAST).dtype == "float32"
+
+
+def test_the_cache_takes_a_share_of_memory_or_what_is_asked() -> None:
+    share = EngineConfig(mem_fraction_static=0.5, dtype="float32").resolve(MODEL, CPU)
+    assert share.kv_bytes == pytest.approx(1 << 29, rel=0.01)
+    asked = EngineConfig(max_total_tokens=100, page_size=16).resolve(MODEL, CPU)
+    assert (asked.num_pages, asked.max_total_tokens, asked.sequence_limit) == (6, 96, 96)
+    with pytest.raises(ConfigError, match="less than one page"):
+        EngineConfig(max_total_tokens=10, page_size=16).resolve(MODEL, CPU)
+
+
+def test_a_context_longer_than_the_model_is_refused() -> None:
+    assert EngineConfig(context_length=10).resolve(MODEL, CPU).sequence_limit == 10
+    with pytest.raises(ConfigError, match="2000 is more than the 1000 positions Tiny"):
+        EngineConfig(context_length=2000).resolve(MODEL, CPU)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dtype", "int8"),
+        ("device", "tpu"),
+        ("page_size", 0),
+        ("max_running_requests", -1),
+        ("mem_fraction_static", 1.5),
+        ("chunked_prefill_size", 1.5),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}: "):
+        EngineConfig(**{field: value})  # type: ignore[arg-type]
