@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def backend() -> Iterator[ScriptedBackend]:
 
 
 @sgl.function
-def tell(s, question):  # type: ignore[no-untyped-def]
+def tell(s: Any, question: str) -> Any:
     s += sgl.user(question)
     s += sgl.assistant(sgl.gen("answer", max_tokens=16))
     s += sgl.user("Once more: " + s["answer"])
@@ -62,7 +63,7 @@ def test_reading_in_a_plain_function_waits_for_the_text(backend: ScriptedBackend
 
 def test_forks_join_in_a_plain_function(backend: ScriptedBackend) -> None:
     @sgl.function
-    def advise(s, topic):  # type: ignore[no-untyped-def]
+    def advise(s: Any, topic: str) -> Any:
         s += sgl.system("Be brief.")
         forks = s.fork(2)
         forks += lambda i: sgl.user(f"{topic} {i}")
@@ -80,7 +81,7 @@ def test_forks_join_in_a_plain_function(backend: ScriptedBackend) -> None:
 
 def test_coroutine_programs_run_too(backend: ScriptedBackend) -> None:
     @sgl.function
-    async def ask(s, question):  # type: ignore[no-untyped-def]
+    async def ask(s: Any, question: str) -> Any:
         s += sgl.user(question)
         with s.assistant():
             return await s.gen("answer")
@@ -90,7 +91,7 @@ def test_coroutine_programs_run_too(backend: ScriptedBackend) -> None:
 
 def test_programs_of_the_async_api_can_be_made_blocking(backend: ScriptedBackend) -> None:
     @asyncsgl.function
-    async def ask(s, question):  # type: ignore[no-untyped-def]
+    async def ask(s: Any, question: str) -> Any:
         s += sgl.user(question)
         s += sgl.assistant(sgl.gen("answer"))
 
@@ -159,7 +160,7 @@ def test_errors_are_raised_and_not_kept(backend: ScriptedBackend) -> None:
 
 def test_the_body_may_fail_while_it_holds_the_state(backend: ScriptedBackend) -> None:
     @sgl.function
-    def fails(s):  # type: ignore[no-untyped-def]
+    def fails(s: Any) -> Any:
         s += sgl.user("a")
         s += sgl.assistant(sgl.gen("x"))
         raise LookupError(s["x"])
@@ -192,7 +193,7 @@ def test_it_works_where_a_loop_runs_already(backend: ScriptedBackend) -> None:
 
 def test_a_program_may_call_another_one(backend: ScriptedBackend) -> None:
     @sgl.function
-    def outer(s):  # type: ignore[no-untyped-def]
+    def outer(s: Any) -> Any:
         s += sgl.user(tell.run(question="inner", backend=backend)["answer"])
         s += sgl.assistant(sgl.gen("x"))
 
@@ -203,7 +204,7 @@ def test_a_blocking_call_in_a_coroutine_program_says_what_to_do(
     backend: ScriptedBackend,
 ) -> None:
     @sgl.function
-    async def outer(s):  # type: ignore[no-untyped-def]
+    async def outer(s: Any) -> Any:
         tell.run(question="inner", backend=backend)
 
     with pytest.raises(sgl.ProgramError, match="wait for itself"):
@@ -214,7 +215,7 @@ def test_the_state_is_of_no_use_after_the_run(backend: ScriptedBackend) -> None:
     kept = []
 
     @sgl.function
-    def leaks(s):  # type: ignore[no-untyped-def]
+    def leaks(s: Any) -> Any:
         kept.append(s)
 
     leaks.run(backend=backend)
