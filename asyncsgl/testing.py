@@ -27,7 +27,7 @@ Answer = str | Completion | Exception
 """A text, a whole completion, or an exception to raise."""
 
 Answers = (
-    str
+    Answer
     | Sequence[Answer | Sequence[Answer]]
     | Mapping[str, Answer]
     | Callable[[GenRequest], Answer | Sequence[Answer] | Awaitable[Answer | Sequence[Answer]]]
@@ -47,7 +47,7 @@ class ScriptedBackend(Backend):
     """Answers by a script, and records what it was asked.
 
     Args:
-        answers: one text for every call; a list, one answer for each call in order, or a
+        answers: one answer for every call; a list, one answer for each call in order, or a
             list of ``n`` where the call asks for several; a table from a part of the last
             text to the answer; or a function of the request, plain or ``async``, that gives
             an answer, or a list of ``n`` of them. An exception as an answer is raised.
@@ -203,7 +203,7 @@ class ScriptedBackend(Backend):
 
     async def _answer(self, request: GenRequest) -> Answer | Sequence[Answer]:
         answers = self._answers
-        if isinstance(answers, str):
+        if isinstance(answers, (str, Completion, Exception)):
             return answers
         if isinstance(answers, Mapping):
             return _by_table(answers, last_text(request))

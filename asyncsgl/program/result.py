@@ -108,11 +108,7 @@ class State:
         The content is a text, or a list of parts where there are images or videos. Text
         outside of any role is in :meth:`text` only.
         """
-        return [
-            {"role": message.role, "content": _content(message)}
-            for message in self._messages
-            if message.role is not None
-        ]
+        return turns(self._messages)
 
     def to_dict(self) -> dict[str, Any]:
         """The state as values that JSON has.
@@ -165,6 +161,15 @@ def collect(variables: Mapping[str, Variable]) -> dict[str, tuple[Any, Any, Meta
         for name, variable in variables.items()
         if variable.done() and variable.error is None
     }
+
+
+def turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages that have a role, as ``{"role": …, "content": …}``."""
+    return [
+        {"role": message.role, "content": _content(message)}
+        for message in messages
+        if message.role is not None
+    ]
 
 
 def _content(message: Message) -> str | list[dict[str, Any]]:

@@ -21,9 +21,10 @@ from ..lang.expr import (
     flatten,
 )
 from ..lang.reasoning import reasoning_variable
-from ..types import Message, Overrides, Role
+from ..types import Overrides, Role
 from .branch import Branch, Item, Task
 from .branches import Branches
+from .result import turns
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class ProgramState:
                 case RoleBegin(role=begun):
                     if role is not None:
                         raise ProgramError(
-                            f"a {begun} turn cannot begin inside the {role} turn: end that first"
+                            f"{begun} cannot begin a turn inside the {role} turn: end that first"
                         )
                     role = begun
                 case RoleEnd(role=ended):
@@ -286,11 +287,11 @@ class ProgramState:
         return self._door.ask(text)
 
     def messages(self) -> Any:
-        """The turns so far as :class:`~asyncsgl.types.Message` values, to be awaited."""
+        """The turns so far as ``{"role": …, "content": …}``, to be awaited."""
 
-        async def messages() -> list[Message]:
+        async def messages() -> list[dict[str, Any]]:
             await self._run.settled(self._branch)
-            return [message for message in self._branch.prompt() if message.role is not None]
+            return turns(self._branch.prompt())
 
         return self._door.ask(messages)
 
