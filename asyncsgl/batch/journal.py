@@ -9,6 +9,7 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, Self
 
+import anyio
 from anyio import to_thread
 
 from ..errors import BatchError
@@ -59,6 +60,7 @@ class Journal:
         self._path = path
         self._settings = dict(settings)
         self._overwrite = overwrite
+        self._made = False
         self._answered: dict[int, int] = {}
         self._file: BinaryIO | None = None
         self._writer: LineWriter | None = None
@@ -115,12 +117,17 @@ class Journal:
         self._writer = LineWriter(self._file.fileno(), str(self._path))
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._file is not None, "the journal is not open"
         try:
             await self._drain()
         finally:
-            self._file.close()
+            try:
+                if kind is not None and self._made:
+                    with anyio.CancelScope(shield=True):
+                        await to_thread.run_sync(_remove_if_empty, self._file, self._path)
+            finally:
+                self._file.close()
 
     async def _drain(self) -> None:
         if self._writer is not None:
@@ -129,6 +136,7 @@ class Journal:
 
     def _open(self) -> BinaryIO:
         self._path = self._path.resolve()  # a link stays one when the file is replaced
+        self._made = not self._path.exists()
         file = _open_locked(self._path)
         try:
             if self._overwrite:
@@ -159,6 +167,12 @@ class Journal:
                 f"have this one overwritten"
             )
         self._answered[line.index] = fingerprint(line.input)
+
+
+def _remove_if_empty(file: BinaryIO, path: Path) -> None:
+    """Leave no trace of a run that came to nothing; who opens it meanwhile sees that it is gone."""
+    if os.fstat(file.fileno()).st_size == 0:
+        path.unlink()
 
 
 def _foreign(path: Path, what: str) -> BatchError:

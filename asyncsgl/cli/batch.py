@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,6 +142,9 @@ def _run(plan: BatchPlan) -> int:
         job = BatchJob(plan, display)
         asyncio.run(stop.guard(job.run()))
     tally = display.tally
+    if stop.signal is not None and not tally.done:
+        typer.echo("Interrupted before the first row.", err=True)
+        return 128 + stop.signal
     summarize(tally)
     if stop.signal is not None:
         typer.echo(f"Interrupted. What is done is in {plan.output}; {_AGAIN}", err=True)
@@ -155,7 +160,7 @@ def _run(plan: BatchPlan) -> int:
 
 
 class _Stop:
-    """Turns the first SIGINT or SIGTERM into a cancellation; a second one acts as usual.
+    """Turns the first SIGINT or SIGTERM into a cancellation; the second one kills.
 
     Attributes:
         signal: the signal that came.
@@ -182,8 +187,17 @@ class _Stop:
     def _on(self, number: signal.Signals, task: asyncio.Task[object]) -> None:
         self.signal = number
         self._forget(asyncio.get_running_loop())
+        for each in _SIGNALS:
+            signal.signal(each, _die)
         task.cancel()
 
     def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+
+
+def _die(number: int, _frame: object) -> None:
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the live display hid the cursor
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

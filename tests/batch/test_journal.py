@@ -264,6 +264,20 @@ async def test_two_at_once_are_refused(out: Path) -> None:
     assert await answered(out) == [0, 1]
 
 
+async def test_a_run_that_fails_before_its_first_result_leaves_no_file(out: Path) -> None:
+    async def fail() -> None:
+        async with Journal(out, SETTINGS):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await fail()
+    assert not out.exists()
+    out.touch()
+    with pytest.raises(KeyError):
+        await fail()
+    assert out.exists()
+
+
 async def test_no_plain_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -300,7 +314,7 @@ async def test_a_full_disk_is_an_error_and_what_was_written_stays(out: Path) -> 
     with pytest.raises(BatchError, match="cannot write"):
         await journal.append(answer(told))
     with pytest.raises(BatchError, match="cannot write"):
-        await journal.__aexit__()
+        await journal.__aexit__(None)
     assert await answered(out, 100) == list(range(told))
 
 

@@ -208,6 +208,7 @@ def test_a_model_that_cannot_start(command: Command) -> None:
     done = command("batch", "in.jsonl", "--model", "dead.py:backend")
     assert done.status == 2
     assert "asyncsgl: error: no weights there (dead)\n" in done.err
+    assert not (command.folder / "in.out.jsonl").exists()
     assert "Traceback" not in done.err
     debugged = command("batch", "in.jsonl", "--model", "dead.py:backend", "--debug")
     assert debugged.status == 2
@@ -333,6 +334,34 @@ def test_a_signal_ends_it_cleanly_and_the_next_run_goes_on(
     assert again.status == 0
     assert re.search(rf"rows answered before +{len(kept)}\n", again.err)
     assert [result["input"] for result in command.results()] == QUESTIONS
+
+
+STUBBORN = """
+import asyncio, os, signal
+from asyncsgl.testing import ScriptedBackend
+
+def stop():
+    os.kill(os.getpid(), signal.Signals[os.environ["TEST_SIGNAL"]])
+
+async def answer(request):
+    stop()
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        stop()
+        await asyncio.sleep(3600)
+
+backend = ScriptedBackend(answer)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_second_signal_kills(command: Command, name: str) -> None:
+    command.write("stubborn.py", STUBBORN)
+    command.write("in.jsonl", *QUESTIONS[:1])
+    model = ("--model", "stubborn.py:backend")
+    done = command("batch", "in.jsonl", *model, env={"TEST_SIGNAL": name})
+    assert done.status == -signal.Signals[name], done.err
 
 
 def test_a_killed_batch_goes_on_where_it_was(command: Command) -> None:
