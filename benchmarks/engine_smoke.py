@@ -12,13 +12,15 @@ import argparse
 import asyncio
 import random
 import time
+from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
+
 from asyncsgl_engine.config import EngineConfig
 from asyncsgl_engine.engine import AsyncEngine
 from asyncsgl_engine.hub import resolve_model
-from asyncsgl_engine.request import Request, Sampling
-from transformers import AutoModelForCausalLM
+from asyncsgl_engine.request import Completion, Request, Sampling
 
 REQUESTS, PROMPT, OUTPUT = 32, 64, 64
 
@@ -32,7 +34,7 @@ def prompts(run: int, vocab_size: int) -> list[tuple[int, ...]]:
 async def ours(model: str, dtype: str, runs: int) -> tuple[float, list[tuple[int, ...]]]:
     """Best seconds of the runs, and the last run's tokens."""
     sampling = Sampling(max_new_tokens=OUTPUT, temperature=0.0, ignore_eos=True)
-    best = float("inf")
+    best, done = float("inf"), list[Completion]()
     async with AsyncEngine(EngineConfig(model_path=model, dtype=dtype)) as engine:
         for run in range(runs + 1):
             requests = [
@@ -49,8 +51,8 @@ async def ours(model: str, dtype: str, runs: int) -> tuple[float, list[tuple[int
 def theirs(model: str, dtype: str, runs: int) -> tuple[float, list[tuple[int, ...]]]:
     """The same with transformers' `generate` on one padded-free batch."""
     path = resolve_model(model).path
-    module = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
-    best = float("inf")
+    module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    best, out = float("inf"), torch.empty(0, PROMPT)
     for run in range(runs + 1):
         ids = torch.tensor(prompts(run, module.config.vocab_size))
         begun = time.perf_counter()

@@ -156,7 +156,8 @@ class InputBuilder:
 
 
 def _logit_rows(plan: Plan) -> Ints:
-    drawn, scored = [], []
+    drawn: list[int] = []
+    scored: list[int] = []
     begin = 0
     for row in plan.rows:
         if row.sample:

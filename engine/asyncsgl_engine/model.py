@@ -90,7 +90,8 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         raise ModelError(
             f"the model in {path} could not be loaded ({type(error).__name__}: {error})"
         ) from error
-    return wrap_model(module.to(device))
+    torch.nn.Module.to(module, device)
+    return wrap_model(module)
 
 
 def wrap_model(module: PreTrainedModel) -> LoadedModel:
@@ -108,30 +109,35 @@ def wrap_model(module: PreTrainedModel) -> LoadedModel:
         raise ModelError(
             f"{type(module).__name__} does not let its attention be replaced: {error}"
         ) from error
-    module.eval()
+    module.train(mode=False)
     heads = int(config.num_attention_heads)
     facts = ModelFacts(
         architecture=type(module).__name__,
         num_layers=int(config.num_hidden_layers),
         num_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        vocab_size=int(module.get_output_embeddings().weight.shape[0]),  # type: ignore[union-attr, arg-type, index]
+        vocab_size=_vocab_size(module),
         context_length=int(getattr(config, "max_position_embeddings", None) or 2048),
         weight_dtype=str(module.dtype).removeprefix("torch."),
     )
     return LoadedModel(module, facts)
 
 
+def _vocab_size(module: PreTrainedModel) -> int:
+    head: torch.nn.Linear = module.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return int(head.weight.shape[0])
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' progress bars: the caller shows progress its own way."""
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_kind(config: PreTrainedConfig) -> None:

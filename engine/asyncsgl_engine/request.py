@@ -116,7 +116,7 @@ class Sampling:
             _require(-100.0 <= bias <= 100.0, "logit_bias", "biases in [-100, 100]", bias)
         if self.seed is not None:
             _require(
-                isinstance(self.seed, int) and abs(self.seed) < 2**_SEED_BITS,
+                _is_count(self.seed, 1 - 2**_SEED_BITS) and self.seed < 2**_SEED_BITS,
                 "seed",
                 f"a whole number of at most {_SEED_BITS} bits",
                 self.seed,

@@ -43,7 +43,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         sliding_window=24,
         max_window_layers=1,
     ),
-    "gpt2": lambda: GPT2Config(**_SIZES, max_position_embeddings=512),
+    "gpt2": lambda: GPT2Config(**_SIZES, n_positions=512),
 }
 
 
@@ -54,7 +54,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     backend = Backend(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
     )
     assert (fast.bos_token_id, fast.eos_token_id) == (256, 257)
@@ -64,7 +64,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def save_model(kind: str, folder: Path) -> Path:
     """Write a tiny random model of a kind, and the tokenizer, as a model folder."""
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind]())
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind]())  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

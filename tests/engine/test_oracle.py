@@ -26,7 +26,7 @@ class Oracle:
     def __init__(self, folder: Path) -> None:
         self._model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32
-        ).eval()
+        )
 
     def __call__(self, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
         ids = torch.tensor([prompt])

@@ -71,7 +71,7 @@ def test_draws_follow_the_distribution_of_the_processors(
     sampling: dict[str, Any], processors: list[Any]
 ) -> None:
     logits, count = logits_of(3), 20_000
-    ids = torch.zeros(1, 1, dtype=torch.long)
+    ids: Any = torch.zeros(1, 1, dtype=torch.long)
     expected = LogitsProcessorList(processors)(ids, logits.clone()).softmax(-1)[0]
     seen = draw_many(sampling, logits, count)
     assert not seen[expected == 0].any()
@@ -100,7 +100,7 @@ def test_penalties_and_bias_match_transformers_and_openai() -> None:
     editor = LogitEditor(2, VOCAB, CPU)
     editor.seat(seat(1, sampling, prompt, output))
     edited = editor.edit(logits, np.array([1]), np.array([3]), None)
-    ids = torch.tensor([prompt + output])
+    ids: Any = torch.tensor([prompt + output])
     expected = RepetitionPenaltyLogitsProcessor(1.3)(ids, logits.clone())
     expected[0, 5] -= 2 * 0.5 + 0.25 + 1.0
     expected[0, 6] -= 0.5 + 0.25
