@@ -53,39 +53,41 @@ def test_the_three_shapes(command: Command) -> None:
     assert [result["input"] for result in command.results()] == rows
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ('{"question": "x"', "not JSON"),
-        ("[]", "not a JSON object but an array"),
-        ("{}", "this one has nothing"),
-        ({"country": "Peru"}, "this one has 'country'"),
-        ({"question": "x", "prompt": "y"}, "this one has prompt and question"),
-        ({"question": "x", "color": "red"}, "unknown: color"),
-        ({"question": 5}, "'question' must be a text, got 5"),
-        ({"messages": []}, "at least one message"),
-        ({"messages": "hi"}, "at least one message"),
-        ({"messages": [{"role": "user"}]}, "message 1 must be"),
-        ({"messages": [{"role": "king", "content": "x"}]}, "message 1: the role must be one of"),
-        ({"messages": [{"role": "user", "content": 5}]}, "message 1: the content must be"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
-            "message 1: the content must be",
-        ),
-    ],
+BAD_ROWS: tuple[tuple[object, str], ...] = (
+    ('{"question": "x"', "not JSON"),
+    ("[]", "not a JSON object but an array"),
+    ("{}", "this one has nothing"),
+    ({"country": "Peru"}, "this one has 'country'"),
+    ({"question": "x", "prompt": "y"}, "this one has prompt and question"),
+    ({"question": "x", "color": "red"}, "unknown: color"),
+    ({"question": 5}, "'question' must be a text, got 5"),
+    ({"messages": []}, "at least one message"),
+    ({"messages": "hi"}, "at least one message"),
+    ({"messages": [{"role": "user"}]}, "message 1 must be"),
+    ({"messages": [{"role": "king", "content": "x"}]}, "message 1: the role must be one of"),
+    ({"messages": [{"role": "user", "content": 5}]}, "message 1: the content must be"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+        "message 1: the content must be",
+    ),
 )
-def test_a_bad_row_fails_alone_and_names_its_line(
-    command: Command, row: object, message: str
-) -> None:
-    command.write("in.jsonl", {"question": "a"}, "", row, {"question": "b"})
+
+
+def test_bad_rows_fail_alone_and_name_their_lines(command: Command) -> None:
+    good = {"question": "a"}
+    command.write("in.jsonl", good, "", *(row for row, _ in BAD_ROWS), good)
     done = command.batch("in.jsonl")
     assert done.status == 1
-    first, bad, last = command.results()
+    first, *bad, last = command.results()
     assert first["error"] is None
     assert last["error"] is None
-    assert (bad["index"], bad["error"]["line"], bad["variables"]) == (1, 3, {})
-    assert message in bad["error"]["message"]
-    assert f"line 3: {bad['error']['type']}: {bad['error']['message']}" in done.err
+    assert len(bad) == len(BAD_ROWS)
+    for index, (result, (_, message)) in enumerate(zip(bad, BAD_ROWS, strict=True), start=1):
+        assert (result["index"], result["error"]["line"]) == (index, index + 2)
+        assert result["variables"] == {}
+        assert message in result["error"]["message"]
+    error = bad[0]["error"]
+    assert f"line 3: {error['type']}: {error['message']}" in done.err
 
 
 PROGRAM = """
