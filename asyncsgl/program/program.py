@@ -253,8 +253,8 @@ class Program:
     def trace(self, **arguments: object) -> list[Traced]:
         """What the program appends, found without a backend.
 
-        Arguments that are not given and texts that a model would write are placeholders: the
-        name between U+E000 and U+E001. The program's own Python code runs.
+        Arguments that are not given and have no default, and texts that a model would write,
+        are placeholders: the name between U+E000 and U+E001. The program's own Python code runs.
 
         Returns:
             the language's nodes in order; a fork is one node with a list for each branch.
@@ -264,7 +264,13 @@ class Program:
             ProgramError: the program waits for something else than its own state.
         """
         self._refuse_unknown(arguments)
-        return trace(self.body, self.signature.parameters, {**self.bound, **arguments})
+        defaults = {
+            name: parameter.default
+            for name, parameter in self.signature.parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+        given = {**defaults, **self.bound, **arguments}
+        return trace(self.body, self.signature.parameters, given)
 
     async def cache(self, backend: Backend | None = None) -> str:
         """Compute the text that all runs begin with ahead, where the backend keeps it.

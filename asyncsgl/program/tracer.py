@@ -140,12 +140,19 @@ def trace(
 
 def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine that never has to wait."""
+    cause: Exception | None = None
     try:
         coroutine.send(None)
     except StopIteration as stop:
         return stop.value
+    except RuntimeError as error:
+        if str(error) != "no running event loop":
+            raise
+        cause = error
     coroutine.close()
-    raise ProgramError("the program waits for something else than its state: it cannot be traced")
+    raise ProgramError(
+        "the program waits for something else than its state: it cannot be traced"
+    ) from cause
 
 
 def constant_prefix(nodes: Sequence[Traced], template: ChatTemplate) -> str:
