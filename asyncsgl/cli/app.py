@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import AsyncSGLError, InternalError
+from ..errors import AsyncSGLError, InternalError, MissingDependency
 from .batch import BATCH_HELP, batch
+from .extras import extra_of
 from .version import version_line
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ def run(arguments: Sequence[str]) -> int:
     except AsyncSGLError as error:
         kind = "bug in asyncsgl" if isinstance(error, InternalError) else "error"
         return _failed(kind, str(error), debug=debug)
+    except ModuleNotFoundError as error:
+        extra = extra_of(error.name or "")
+        if extra is None:
+            return _failed("error", str(error), debug=debug)
+        return _failed("error", str(MissingDependency(error.name or "", extra)), debug=debug)
     except Exception as error:  # noqa: BLE001 - the last resort
         return _failed("error", f"{type(error).__name__}: {error}", debug=debug)
     return 0

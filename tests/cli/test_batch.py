@@ -230,6 +230,24 @@ def test_an_error_that_meets_every_row_ends_the_batch(command: Command) -> None:
     assert "asyncsgl: error: wrong key\n" in done.err
 
 
+def test_a_missing_package_names_its_extra(command: Command) -> None:
+    command.write("in.jsonl", {"question": "a"})
+    command.write(
+        "without.py",
+        "import sys",
+        "sys.modules['transformers'] = None",
+        "sys.argv = ['asyncsgl', 'batch', 'in.jsonl']",
+        "from asyncsgl.cli import main",
+        "main()",
+    )
+    done = subprocess.run(
+        [sys.executable, "without.py"], cwd=command.folder, capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    assert b"'transformers' is needed here: pip install 'asyncsgl[engine]'" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_rows_may_come_from_the_standard_input(command: Command) -> None:
     rows = '{"question": "a"}\n{"question": "b"}\n'
     assert command.batch("-", "-o", "out.jsonl", stdin=rows).status == 0
