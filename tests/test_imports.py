@@ -38,7 +38,7 @@ ROWS = {
         ("hub", "detokenizer", "tokenizer"),
         ("device", "model", "multimodal", "runner", "graphs", "parallel"),
         ("core",),
-        ("loading",),
+        ("loading", "profiling"),
         ("engine", "__init__"),
         ("server",),
     ),
@@ -232,8 +232,8 @@ def run_python(code: str) -> str:
 
 def test_importing_asyncsgl_is_quick_and_light() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import asyncsgl;"
-        "print(time.perf_counter() - start);"
+        "import sys, time; start = time.process_time(); import asyncsgl;"
+        "print(time.process_time() - start);"  # what else the machine does is not counted
         f"print([name for name in {DEAR!r} if name in sys.modules])"
     )
     runs = [run_python(code).splitlines() for _ in range(3)]
