@@ -7,7 +7,7 @@ from typing import Literal
 
 from .errors import ConfigError
 
-__all__ = ["DeviceFacts", "EngineConfig", "ModelFacts", "ResolvedConfig"]
+__all__ = ["DeviceFacts", "EngineConfig", "ModelFacts", "ProfileOptions", "ResolvedConfig"]
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -240,3 +240,18 @@ class ResolvedConfig:
     def sequence_limit(self) -> int:
         """Most tokens one sequence may reach, prompt and output together."""
         return min(self.context_length, self.max_total_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """What a profile records.
+
+    Args:
+        with_stack: the Python lines operations come from, which slows them down.
+        record_shapes: the shapes of their tensors.
+        memory: what they allocate.
+    """
+
+    with_stack: bool = False
+    record_shapes: bool = False
+    memory: bool = False

@@ -10,14 +10,17 @@ from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from .config import EngineConfig, ResolvedConfig
+from .config import EngineConfig, ProfileOptions, ResolvedConfig
 from .delivery import Ticket, deliver
 from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded
 from .request import Completion, Delta, Request, Sampling, TokenLogprob
 from .statistics import Statistics
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .loading import Loaded, Progress
+    from .profiling import Profile
     from .tokenizer import Tokenizer
 
 __all__ = ["AsyncEngine"]
@@ -62,6 +65,7 @@ class AsyncEngine:
         self._closing = False
         self._fault: EngineError | None = None
         self._scores = count()
+        self._profile: Profile | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self._closing else "running" if self._loaded else "not started"
@@ -230,6 +234,48 @@ class AsyncEngine:
         if self._statistics is None:
             raise EngineError("the engine is not started: await engine.start() first")
         return self._statistics
+
+    async def start_profile(self, options: ProfileOptions | None = None) -> None:
+        """Record what the engine's thread does from now on.
+
+        Args:
+            options: what to record.
+
+        Raises:
+            InvalidRequest: a recording is under way.
+        """
+
+        def start(_: Loaded) -> None:
+            if self._profile is not None:
+                raise InvalidRequest("profile", "one is being recorded; stop it first")
+            from .profiling import Profile
+
+            self._profile = Profile(options or ProfileOptions())
+
+        await self._call(start)
+
+    async def stop_profile(self, path: Path) -> None:
+        """End the recording and write it as a trace that Chrome and Perfetto show.
+
+        Args:
+            path: of the file, which may end in `.gz`.
+
+        Raises:
+            InvalidRequest: nothing is being recorded.
+        """
+
+        def stop(_: Loaded) -> None:
+            if self._profile is None:
+                raise InvalidRequest("profile", "none is being recorded; start one first")
+            profile, self._profile = self._profile, None
+            profile.stop(path)
+
+        await self._call(stop)
+
+    @property
+    def asked(self) -> EngineConfig:
+        """The settings as asked for."""
+        return self._asked
 
     @property
     def tokenizer(self) -> Tokenizer:
