@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections.abc import AsyncIterator
@@ -52,16 +53,17 @@ async def go_on(s: sgl.ProgramState, tokens: int = 4000) -> None:
     s += sgl.gen("story", max_tokens=tokens, ignore_eos=True)
 
 
-async def until_running(runtime: sgl.Runtime, count: int = 1) -> None:
-    """Return when the engine computes ``count`` sequences."""
-    while runtime.statistics().get("running", 0) < count:
-        await asyncio.sleep(0)
+async def until_running(runtime: sgl.Runtime) -> None:
+    """Return when what was asked before is running: when something asked after it is done."""
+    await ask.run(question="x", backend=runtime)
+    assert runtime.statistics()["running"] > 0
 
 
 async def until_free(runtime: sgl.Runtime) -> None:
-    """Return when no request holds a page."""
-    while held_pages(runtime) or runtime.statistics()["running"]:
-        await asyncio.sleep(0)
+    """Return when no request runs; every page is free then."""
+    assert await runtime.flush_cache(wait=True)
+    counts = runtime.statistics()
+    assert counts["pages_free"] == counts["pages_total"]
 
 
 # -- answers ----------------------------------------------------------------------------
@@ -197,9 +199,7 @@ async def test_cancelling_a_run_frees_its_pages(runtime: sgl.Runtime) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     await until_free(runtime)
-    steps = runtime.statistics()["steps"]
-    await ask.run(question="and on it goes", backend=runtime)
-    assert runtime.statistics()["steps"] <= steps + 20
+    assert runtime.statistics()["aborted"] == 1
 
 
 async def test_leaving_a_stream_early_frees_its_pages(runtime: sgl.Runtime) -> None:
@@ -217,7 +217,7 @@ async def test_a_failing_branch_stops_the_others(runtime: sgl.Runtime) -> None:
             for branch in branches:
                 branch += "begin " + sgl.gen("x", max_tokens=4000, ignore_eos=True)
             branches[1] += " " * 9000 + sgl.gen("y")
-            await until_running(runtime, 3)
+            await until_running(runtime)
             raise LookupError("enough")
 
     with pytest.raises(LookupError):
@@ -228,23 +228,16 @@ async def test_a_failing_branch_stops_the_others(runtime: sgl.Runtime) -> None:
 async def test_random_cancels_leave_the_books_where_they_began(model: Path) -> None:
     dice = random.Random(3)
     async with make(model, max_total_tokens=2048, debug_check=True) as runtime:
-        free = runtime.statistics()["pages_total"]
 
         async def impatient(number: int) -> None:
             work = go_on.run(backend=runtime, tokens=dice.randint(1, 200))
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(work, dice.random() * 0.2)
-            except TimeoutError:
-                pass
 
         async with asyncio.TaskGroup() as group:
             for number in range(300):
                 group.create_task(impatient(number))
         await until_free(runtime)
-        counts = runtime.statistics()
-        assert counts["pages_free"] + counts["pages_cached"] == free
-        assert await runtime.flush_cache(wait=True)
-        assert runtime.statistics()["pages_free"] == free
 
 
 # -- errors and life ------------------------------------------------------------------------
@@ -286,7 +279,7 @@ async def test_images_are_refused_before_anything_runs(runtime: sgl.Runtime) -> 
 
 async def test_it_loads_once_when_many_begin_at_once(model: Path) -> None:
     stages: list[str] = []
-    runtime = make(model, progress=lambda stage, fraction: stages.append(stage))
+    runtime = make(model, progress=lambda stage, _: stages.append(stage))
     states = await asyncio.gather(*(ask.run(question="x", backend=runtime) for _ in range(5)))
     assert len(states) == 5
     assert len([stage for stage in stages if "oad" in stage]) <= 2
