@@ -40,14 +40,17 @@ class GrammarVocabulary(Protocol):
     @property
     def hf(self) -> Any:
         """The transformers tokenizer, one of those with a `backend_tokenizer`."""
+        ...
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens that end a sequence."""
+        ...
 
     @property
     def vocab_size(self) -> int:
         """How many tokens there are."""
+        ...
 
 
 class GrammarCompiler:

@@ -44,8 +44,8 @@ class Tokenizer:
             backend.no_truncation()
             backend.no_padding()
         self._backend = backend
-        own = () if hf.eos_token_id is None else (int(hf.eos_token_id),)
-        self._eos_token_ids = frozenset((*own, *eos_token_ids))
+        own: Any = hf.eos_token_id
+        self._eos_token_ids = frozenset((*(() if own is None else (int(own),)), *eos_token_ids))
         self._special_ids = _special_ids(hf, backend)
         vocabulary = hf.get_vocab()
         self._byte_ids = _byte_ids(vocabulary)

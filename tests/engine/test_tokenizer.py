@@ -127,11 +127,11 @@ def test_decoding_bit_by_bit_takes_time_in_proportion() -> None:
 def test_special_tokens_are_added_unless_the_text_has_them(name: str) -> None:
     tokenizer = BUILT[name]()
     plain = tokenizer.encode("a fox", add_special_tokens=False)
-    begins = [tokenizer.hf.bos_token_id] if tokenizer.bos_token else []
+    begins = [tokenizer.hf.get_vocab()["<s>"]] if tokenizer.bos_token else []
     assert tokenizer.encode("a fox") == [*begins, *plain]
     if tokenizer.bos_token:
         written = tokenizer.encode(tokenizer.bos_token + "a fox")
-        assert written.count(tokenizer.hf.bos_token_id) == 1
+        assert [written.count(token) for token in begins] == [1]
         assert tokenizer.encode(tokenizer.bos_token, add_special_tokens=True) == begins * 2
 
 

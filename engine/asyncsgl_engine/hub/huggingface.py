@@ -57,7 +57,7 @@ def download_snapshot(
     if not any(name.endswith(".safetensors") for name in wanted):
         raise ModelError(f"{repo}: {explain(sizes)}")
     stage, total = f"downloading {repo}", sum(sizes[name] for name in wanted)
-    return _fetch(repo, info.sha, wanted, _bar(stage, total, progress))
+    return _fetch(repo, revision, wanted, _bar(stage, total, progress))
 
 
 def _look_up(repo: str, revision: str | None, instead: str) -> ModelInfo | None:
@@ -128,13 +128,13 @@ def _wanted(names: Iterable[str]) -> list[str]:
     return sharded if has_weights else kept  # `consolidated.*` are the same weights once more
 
 
-def _fetch(repo: str, commit: str | None, wanted: list[str], bar: type[Any]) -> Path:
+def _fetch(repo: str, revision: str | None, wanted: list[str], bar: type[Any]) -> Path:
     from huggingface_hub import constants, snapshot_download
 
     try:
         folder = snapshot_download(
             repo,
-            revision=commit,
+            revision=revision,  # by name, so that the copy is found by name without the hub
             allow_patterns=wanted,
             etag_timeout=_TIMEOUT,
             tqdm_class=bar,
