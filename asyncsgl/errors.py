@@ -9,6 +9,7 @@
     │   ├── UnknownVariable        no such variable (also a KeyError)
     │   ├── UnsupportedFeature     this backend cannot do it; nothing was sent
     │   ├── MissingDependency      an extra is not installed (also an ImportError)
+    │   ├── BudgetExceeded         the next call could cost more than you allowed
     │   └── BatchError             a batch cannot start, or rows of it failed
     ├── OutputError                the model's output is not what was asked for
     ├── BackendError               the provider, server or engine refused or failed
@@ -44,6 +45,7 @@ __all__ = [
     "BackendTimeout",
     "BadRequestError",
     "BatchError",
+    "BudgetExceeded",
     "ClosedError",
     "ContentFilterError",
     "ContextLengthError",
@@ -94,8 +96,8 @@ class InvalidArgument(UsageError, ValueError):
         self.field = field
         self._args = (field, message)
 
-    def __reduce__(self) -> tuple[type[InvalidArgument], tuple[str, str]]:
-        return type(self), self._args
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self._args, self.__dict__
 
 
 class UnknownVariable(UsageError, KeyError):
@@ -118,8 +120,8 @@ class UnknownVariable(UsageError, KeyError):
         listed = ", ".join(map(repr, self.known)) or "none"
         return f"no variable {self.name!r}; the variables here are: {listed}"
 
-    def __reduce__(self) -> tuple[type[UnknownVariable], tuple[str, tuple[str, ...]]]:
-        return type(self), (self.name, self.known)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.name, self.known), self.__dict__
 
 
 class UnsupportedFeature(UsageError):
@@ -137,8 +139,8 @@ class UnsupportedFeature(UsageError):
         self.feature = feature
         self.hint = hint
 
-    def __reduce__(self) -> tuple[type[UnsupportedFeature], tuple[str, str, str]]:
-        return type(self), (self.backend, self.feature, self.hint)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.backend, self.feature, self.hint), self.__dict__
 
 
 class MissingDependency(UsageError, ImportError):
@@ -150,14 +152,16 @@ class MissingDependency(UsageError, ImportError):
     """
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"the package {package!r} is needed here: pip install 'asyncsgl[{extra}]'"
-        )
+        super().__init__(f"the package {package!r} is needed here: pip install 'asyncsgl[{extra}]'")
         self.package = package
         self.extra = extra
 
-    def __reduce__(self) -> tuple[type[MissingDependency], tuple[str, str]]:
-        return type(self), (self.package, self.extra)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.package, self.extra), self.__dict__
+
+
+class BudgetExceeded(UsageError):
+    """The next call could cost more than its backend may spend; it was not sent."""
 
 
 class BatchError(UsageError):
@@ -216,27 +220,14 @@ class BackendError(AsyncSGLError):
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_backend_error, (
-            type(self),
-            self.message,
-            self.backend,
-            self.request_id,
-            self.status,
-            self.retry_after,
-        )
+        return _rebuilt, (type(self), self.args), self.__dict__
 
 
-def _rebuild_backend_error(
-    cls: type[BackendError],
-    message: str,
-    backend: str,
-    request_id: str | None,
-    status: int | None,
-    retry_after: float | None,
-) -> BackendError:
-    return cls(
-        message, backend=backend, request_id=request_id, status=status, retry_after=retry_after
-    )
+def _rebuilt(cls: type[BackendError], args: tuple[object, ...]) -> BackendError:
+    """A pickled error without its attributes, which pickle sets afterwards."""
+    error = cls.__new__(cls)
+    error.args = args
+    return error
 
 
 class AuthenticationError(BackendError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import enum
 import json
@@ -94,7 +95,11 @@ async def test_misuse_is_refused_at_the_line_and_queues_nothing(expr: Any, words
 async def test_a_role_in_a_with_of_another_is_refused_and_the_outer_turn_ends() -> None:
     @sgl.function
     async def program(s: sgl.ProgramState) -> None:
-        with pytest.raises(sgl.ProgramError, match="cannot begin a turn inside"), s.user(), s.assistant():
+        with (
+            pytest.raises(sgl.ProgramError, match="cannot begin a turn inside"),
+            s.user(),
+            s.assistant(),
+        ):
             pass
         s += sgl.user("fine")
 
@@ -137,7 +142,8 @@ async def test_scopes_of_one_name_do_not_nest_and_need_one() -> None:
     @sgl.function
     async def program(s: sgl.ProgramState) -> None:
         with (
-            s.var_scope("v"), pytest.raises(sgl.ProgramError, match="scope 'v' is open already"),
+            s.var_scope("v"),
+            pytest.raises(sgl.ProgramError, match="scope 'v' is open already"),
             s.var_scope("v"),
         ):
             pass
@@ -241,8 +247,6 @@ def repr_of_equal(variable: object) -> str:
 
 
 async def test_a_variable_can_be_awaited_many_times_and_from_many_tasks() -> None:
-    import asyncio
-
     @sgl.function
     async def program(s: sgl.ProgramState) -> Any:
         async def read() -> str:
@@ -257,8 +261,6 @@ async def test_a_variable_can_be_awaited_many_times_and_from_many_tasks() -> Non
 
 
 async def test_reading_one_variable_does_not_wait_for_later_ones() -> None:
-    import asyncio
-
     go = asyncio.Event()
 
     async def answer(request: Any) -> str:
