@@ -15,6 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from .conftest import Command
 
+pytestmark = pytest.mark.timeout(120)  # each test starts processes
+
 ASYNCSGL = (sys.executable, "-m", "asyncsgl")
 QUESTIONS = [{"question": f"What is {i}?"} for i in range(40)]
 
