@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import gguf
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
         eos_token_id=2,
     )
     model = LlamaForCausalLM(config)
-    model.eval()
+    model.train(False)
     return model
 
 
@@ -86,7 +86,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, split: str) -> None:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot|>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split)
-    writer.add_token_list([*special, *bytes_to_unicode().values(), "he"])
+    writer.add_token_list([*special, *ByteLevel.alphabet(), "he"])
     writer.add_token_types([3] * len(special) + [1] * 257)
     writer.add_token_merges(["h e"])
     writer.add_bos_token_id(1)

@@ -25,6 +25,12 @@ CORPUS = (
 SPECIAL = ("<s>", "</s>", "<|user|>")
 
 
+def _tokenizer(backend: Backend, **tokens: str) -> Tokenizer:
+    """As transformers would load it; its constructor has no types."""
+    wrap: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    return Tokenizer(wrap(tokenizer_object=backend, **tokens))
+
+
 @cache
 def byte_level() -> Tokenizer:
     """GPT-2's kind: every token is bytes, no token is put before a text."""
@@ -39,7 +45,7 @@ def byte_level() -> Tokenizer:
     )
     backend.train_from_iterator(CORPUS, trainer)
     backend.add_tokens([AddedToken("<tool>", special=False), AddedToken("né", special=False)])
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
+    return _tokenizer(backend, eos_token="</s>")
 
 
 @cache
@@ -71,9 +77,7 @@ def sentencepiece() -> Tokenizer:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
     )
-    return Tokenizer(
-        PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    )
+    return _tokenizer(backend, bos_token="<s>", eos_token="</s>")
 
 
 def _metaspace() -> normalizers.Normalizer:
@@ -88,9 +92,7 @@ def metaspace() -> Tokenizer:
     backend.decoder = decoders.Metaspace()
     trainer = BpeTrainer(vocab_size=300, special_tokens=[*SPECIAL, "<unk>"], show_progress=False)
     backend.train_from_iterator(CORPUS, trainer)
-    return Tokenizer(
-        PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
-    )
+    return _tokenizer(backend, unk_token="<unk>", eos_token="</s>")
 
 
 @cache
@@ -103,9 +105,7 @@ def word_piece() -> Tokenizer:
         vocab_size=300, special_tokens=[*SPECIAL, "[UNK]"], show_progress=False
     )
     backend.train_from_iterator(CORPUS, trainer)
-    return Tokenizer(
-        PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", eos_token="</s>")
-    )
+    return _tokenizer(backend, unk_token="[UNK]", eos_token="</s>")
 
 
 @cache
