@@ -418,6 +418,8 @@ class AsyncEngine:
         loaded.core.fail_all(self._farewell())
         self._statistics = loaded.core.statistics()
         loaded.constraints.close()
+        if self._profile is not None:
+            self._profile.drop()
         self._loaded = None
 
     def _farewell(self) -> EngineError:

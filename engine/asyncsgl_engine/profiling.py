@@ -39,3 +39,7 @@ class Profile:
         """
         self._profile.stop()
         self._profile.export_chrome_trace(str(path))
+
+    def drop(self) -> None:
+        """End it and write nothing."""
+        self._profile.stop()

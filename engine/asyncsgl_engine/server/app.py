@@ -1,0 +1,111 @@
+"""The engine as a FastAPI app."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..engine import AsyncEngine
+from ..errors import EngineError
+from . import control, info, native, openai
+from .events import ClientLeft
+from .failures import Failure, failure_of, failure_response
+from .gate import Gate
+from .native_body import SamplingBody
+from .routing import ERRORS, checked_text, served_by
+from .service import Service
+from .settings import ServerSettings
+
+__all__ = ["create_app", "service_of"]
+
+logger = logging.getLogger("asyncsgl_engine.server")
+
+
+def create_app(engine: AsyncEngine, settings: ServerSettings | None = None) -> FastAPI:
+    """An app that serves an engine, to be run or to be mounted in another app.
+
+    The engine is started with the app, or at the first request where the app is mounted
+    without its lifespan; it is not closed with it.
+
+    Args:
+        engine: started or not.
+        settings: keys, limits and places.
+    """
+    service = Service(engine, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(title="asyncsgl", summary="Generate text.", lifespan=lifespan, responses=ERRORS)
+    app.state.service = service
+    for module in (native, openai, info, control):
+        app.include_router(module.router, dependencies=[Depends(checked_text)])
+    app.add_middleware(Gate, service=service)
+    for kind in (Failure, EngineError, TimeoutError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer)
+    app.add_exception_handler(ClientLeft, _nobody)
+    app.add_exception_handler(Exception, _fault)
+    return app
+
+
+def service_of(app: FastAPI) -> Service:
+    """The service behind an app of `create_app`."""
+    service: Service = app.state.service
+    return service
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    failure = _failure(error)
+    served_by(request).note(failure, f"{request.method} {request.url.path}")
+    response = failure_response(failure)
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})
+    return response
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return await _answer(request, error)
+
+
+async def _nobody(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+def _failure(error: Exception) -> Failure:
+    match error:
+        case RequestValidationError():
+            return _shape_failure(error)
+        case HTTPException():
+            return Failure(error.status_code, str(error.detail))
+        case _:
+            return failure_of(error)
+
+
+_NO_NAMES = frozenset(("body", "query", "header", "path", "str", "int", "float", "bool"))
+
+
+def _is_name(part: str) -> bool:
+    """Whether a part of a location is a field's name, and not one of the types it may have."""
+    return part not in _NO_NAMES and part.replace("_", "").replace("-", "").islower()
+
+
+def _shape_failure(error: RequestValidationError) -> Failure:
+    """The first thing that is wrong with a body's shape."""
+    first = error.errors()[0]
+    names = [str(part) for part in first["loc"] if isinstance(part, int) or _is_name(part)]
+    where = ".".join(names)
+    if first["type"] == "extra_forbidden":
+        accepted = ", ".join(sorted(SamplingBody.model_fields))
+        known = f"; accepted are {accepted}" if "sampling_params" in names else ""
+        return Failure(400, f"{where}: there is no such parameter{known}", where)
+    return Failure(400, f"{where or 'body'}: {first['msg']}", where or None)

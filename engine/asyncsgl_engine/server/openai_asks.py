@@ -1,0 +1,267 @@
+"""From bodies of OpenAI's routes to requests of the engine."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from ..request import Grammar, Request
+from .failures import Failure
+from .native_asks import grammar_of, sampling_of
+from .native_body import SamplingBody
+from .openai_body import ChatBody, ChatMessage, CompletionBody, SharedBody
+from .service import Service
+
+__all__ = ["Asked", "chat_asked", "completion_asked"]
+
+_REFUSED = (
+    "tools",
+    "functions",
+    "audio",
+    "prediction",
+    "web_search_options",
+    "lora_path",
+    "custom_logit_processor",
+    "custom_params",
+    "return_hidden_states",
+    "input_embeds",
+    "suffix",
+)
+_COMPLETION_TOKENS = 16
+_ANY_OBJECT = '{"type":"object"}'
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one body asks the engine for.
+
+    Args:
+        name: the answer's id.
+        requests: prompt by prompt, and sample by sample for each.
+        n: samples of each prompt.
+        streams: whether the answer is a stream.
+        usage: whether the stream tells the usage at its end, and with each chunk.
+        echo: the prompts' texts, where they are repeated before the answers.
+        group: a name for all requests, for `/abort_request`.
+    """
+
+    name: str
+    requests: tuple[Request, ...]
+    n: int
+    streams: bool
+    usage: tuple[bool, bool]
+    echo: tuple[str, ...]
+    group: str | None
+
+
+async def chat_asked(service: Service, body: ChatBody) -> Asked:
+    """What a chat asks for.
+
+    Raises:
+        Failure: fields contradict each other, ask for what is not there, or the model's
+            template refuses the messages.
+        InvalidRequest: a value is out of its range.
+    """
+    _refuse(body)
+    characters = sum(len(str(message.content)) for message in body.messages)
+    prompt = await service.off_loop(characters, lambda: _rendered(service, body))
+    limit = body.max_completion_tokens
+    limit = body.max_tokens if limit is None else limit
+    top = (body.top_logprobs or 0) if body.logprobs else 0
+    if body.top_logprobs and not body.logprobs:
+        raise Failure(400, "top_logprobs needs logprobs to be true", "top_logprobs")
+    return _asked(service, body, "chatcmpl", [prompt], limit, (bool(body.logprobs), -1, top), ())
+
+
+async def completion_asked(service: Service, body: CompletionBody) -> Asked:
+    """What a completion asks for; see `chat_asked`."""
+    _refuse(body)
+    if (body.best_of or 1) > (body.n or 1):
+        raise Failure(400, "best_of: more than n is not supported by this server", "best_of")
+    prompts = await service.off_loop(len(str(body.prompt)), lambda: _prompts(service, body))
+    limit = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    wanted = body.logprobs is not None
+    echo: tuple[str, ...] = ()
+    if body.echo:
+        decode = service.engine.tokenizer.decode
+        echo = tuple(decode(each) for each in prompts)
+    scores = (wanted, 0 if wanted and body.echo else -1, body.logprobs or 0)
+    return _asked(service, body, "cmpl", prompts, limit, scores, echo)
+
+
+def _refuse(body: SharedBody) -> None:
+    extra = body.model_extra or {}
+    for name in _REFUSED:
+        if extra.get(name, getattr(body, name, None)) not in (None, False, [], {}, ""):
+            raise Failure(400, f"{name} is not supported by this server; leave it out", name)
+
+
+def _asked(
+    service: Service,
+    body: SharedBody,
+    kind: str,
+    prompts: Sequence[Sequence[int]],
+    limit: int | None,
+    scores: tuple[bool, int, int],
+    echo: tuple[str, ...],
+) -> Asked:
+    n = body.n or 1
+    name = f"{kind}-{uuid.uuid4().hex}"
+    rid = body.rid or name
+    many = len(prompts) * n > 1
+    params = _sampling_body(body)
+    grammar = _grammar(body, params)
+    context = service.engine.config.context_length
+    limit = context if limit is None else limit
+    least = min(params.min_new_tokens or 0, limit)
+    params.min_new_tokens = least
+    salt = "\0".join((body.extra_key or "", body.cache_salt or ""))
+    requests = tuple(
+        Request(
+            f"{rid}_{index * n + sample}" if many else rid,
+            tuple(prompt),
+            sampling_of(params, limit, sample),
+            grammar,
+            stream=bool(body.stream),
+            return_logprob=scores[0],
+            logprob_start_len=scores[1],
+            top_logprobs_num=scores[2],
+            priority=body.priority or 0,
+            cache_salt=salt if len(salt) > 1 else None,
+        )
+        for index, prompt in enumerate(prompts)
+        for sample in range(n)
+    )
+    options = body.stream_options
+    usage = (
+        bool(options and options.include_usage),
+        bool(options and options.continuous_usage_stats),
+    )
+    group = rid if many else None
+    return Asked(name, requests, n, bool(body.stream), usage, echo, group)
+
+
+def _sampling_body(body: SharedBody) -> SamplingBody:
+    return SamplingBody(
+        min_new_tokens=body.min_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        repetition_penalty=body.repetition_penalty,
+        stop=body.stop,
+        stop_token_ids=body.stop_token_ids,
+        stop_regex=body.stop_regex,
+        json_schema=body.json_schema,
+        regex=body.regex,
+        ebnf=body.ebnf,
+        ignore_eos=body.ignore_eos,
+        skip_special_tokens=body.skip_special_tokens,
+        no_stop_trim=body.no_stop_trim,
+        logit_bias=body.logit_bias,
+        sampling_seed=body.seed,
+    )
+
+
+def _grammar(body: SharedBody, params: SamplingBody) -> Grammar | None:
+    given = grammar_of(params)
+    asked = body.response_format
+    if asked is None or asked.type == "text":
+        return given
+    if given is not None:
+        raise Failure(400, "response_format does not go with another grammar", "response_format")
+    match asked.type:
+        case "json_object":
+            return Grammar("json_schema", _ANY_OBJECT)
+        case "json_schema":
+            schema = asked.json_schema
+            if schema is None or schema.json_schema is None:
+                message = "response_format.json_schema.schema is needed"
+                raise Failure(400, message, "response_format")
+            return Grammar("json_schema", json.dumps(schema.json_schema))
+        case other:
+            message = f"response_format: {other} is not supported by this server"
+            raise Failure(400, message, "response_format")
+
+
+# -- prompts --------------------------------------------------------------------------------------
+
+
+def _prompts(service: Service, body: CompletionBody) -> list[Sequence[int]]:
+    given = body.prompt
+    encode = service.engine.tokenizer.encode
+    if isinstance(given, str):
+        prompts: list[Sequence[int]] = [encode(given) if given else ()]
+    elif given and all(isinstance(each, int) for each in given):
+        prompts = [[each for each in given if isinstance(each, int)]]
+    else:
+        prompts = [
+            (encode(each) if each else ()) if isinstance(each, str) else each
+            for each in given
+            if not isinstance(each, int)
+        ]
+    if not prompts or not all(prompts):
+        raise Failure(400, "prompt is empty; it needs at least one token", "prompt")
+    return prompts
+
+
+def _rendered(service: Service, body: ChatBody) -> list[int]:
+    """The messages as tokens, by the model's own template."""
+    tokenizer = service.engine.tokenizer
+    if tokenizer.chat_template is None:
+        message = "this model has no chat template; send text to /v1/completions instead"
+        raise Failure(400, message, "messages")
+    continues = body.continue_final_message
+    if continues and body.messages[-1].role != "assistant":
+        message = "continue_final_message needs a last message of the assistant"
+        raise Failure(400, message, "continue_final_message")
+    arguments: dict[str, Any] = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        arguments.setdefault("reasoning_effort", body.reasoning_effort)
+    own = {"tokenize", "add_generation_prompt", "continue_final_message", "conversation"}
+    if own & arguments.keys():
+        message = f"chat_template_kwargs: {', '.join(sorted(own & arguments.keys()))} are ours"
+        raise Failure(400, message, "chat_template_kwargs")
+    try:
+        text = tokenizer.hf.apply_chat_template(
+            [_message(message) for message in body.messages],
+            tokenize=False,
+            add_generation_prompt=body.add_generation_prompt and not continues,
+            continue_final_message=continues,
+            **arguments,
+        )
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        raise Failure(
+            400, f"messages: the model's chat template refuses them: {error}", "messages"
+        ) from error
+    ids = tokenizer.encode(str(text), add_special_tokens=False)
+    if not ids:
+        raise Failure(400, "messages: the model's chat template makes no text of them", "messages")
+    return ids
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    given = message.model_dump(exclude_none=True)
+    given["content"] = _content(message.content)
+    return given
+
+
+def _content(content: str | list[dict[str, Any]] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for part in content:
+        kind, text = part.get("type"), part.get("text")
+        if kind != "text" or not isinstance(text, str):
+            raise Failure(
+                400, f"messages: a part of type {kind!r}: this model reads text only", "messages"
+            )
+        texts.append(text)
+    return "".join(texts)
