@@ -26,7 +26,7 @@ ROWS = {
         ("lang",),
         ("backends", "testing"),
         ("batch.executor", "batch.progress", "batch.tally", "batch.waiting"),  # programs use these
-        ("program", "events", "telemetry"),
+        ("program", "events", "telemetry", "otel"),
         ("batch",),
         ("sync", "cli", "launch_server", "__main__", "__init__"),
     ),
@@ -101,6 +101,11 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
+def names_an_extra(node: ast.AST) -> bool:
+    """Whether imports in ``node`` fail with the extra named: ``with needs("extra"):``."""
+    return isinstance(node, ast.With) and ast.unparse(node.items[0]).startswith("needs(")
+
+
 def targets(node: ast.Import | ast.ImportFrom, package: list[str]) -> list[str]:
     """Dotted names that one statement asks for, relative ones resolved in ``package``."""
     if isinstance(node, ast.Import):
@@ -127,7 +132,7 @@ def imports_of(module: str) -> tuple[Import, ...]:
             found.extend(Import(name, node.lineno, at_start) for name in targets(node, package))
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
-            visit(child, at_start and not inside)
+            visit(child, at_start and not inside and not names_an_extra(node))
 
     visit(ast.parse(path.read_text(encoding="utf-8")), at_start=True)
     return tuple(found)

@@ -9,11 +9,11 @@ from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
+from .._optional import needs
 from ..errors import (
     BackendTimeout,
     ClosedError,
     InvalidArgument,
-    MissingDependency,
     UnsupportedFeature,
 )
 from ..lang.chat_template import ChatTemplate, JinjaTemplate, get_chat_template
@@ -30,7 +30,7 @@ from ..types import (
 from .base import Backend, Capabilities
 from .joined_stream import joined
 
-try:
+with needs("engine"):
     from asyncsgl_engine.config import EngineConfig
     from asyncsgl_engine.engine import AsyncEngine
     from asyncsgl_engine.errors import ConfigError, EngineError
@@ -47,8 +47,6 @@ try:
         translated,
         usage_of,
     )
-except ImportError as error:
-    raise MissingDependency(error.name or "asyncsgl_engine", "engine") from error
 
 if TYPE_CHECKING:
     from asyncsgl_engine.tokenizer import Tokenizer
@@ -176,7 +174,8 @@ class Runtime(Backend):
             raise ClosedError("this Runtime is closed: make a new one")
         try:
             with self._translating():
-                await asyncio.wait_for(self.engine.start(self._progress), self.launch_timeout)
+                with needs("engine"):
+                    await asyncio.wait_for(self.engine.start(self._progress), self.launch_timeout)
         except TimeoutError as error:
             raise BackendTimeout(
                 f"the model {self.model_path!r} was not ready in {self.launch_timeout:g} seconds; "

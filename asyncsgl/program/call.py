@@ -93,16 +93,15 @@ class Call:
 
     async def _in_task_group(self, listeners: Sequence[Listener], streaming: bool) -> State:
         door = CoroutineDoor() if self.is_coroutine else self.plain_door()
+        tasks = asyncio.TaskGroup()
+        run = Interpreter(self.backend, self.defaults, tasks, listeners, streaming=streaming)
+        s = ProgramState(run, run.main, door)
         failure: Exception | None = None
         value: object = None
         task = asyncio.current_task()
         cancels = task.cancelling() if task is not None else 0
         try:
-            async with asyncio.TaskGroup() as tasks:
-                run = Interpreter(
-                    self.backend, self.defaults, tasks, listeners, streaming=streaming
-                )
-                s = ProgramState(run, run.main, door)
+            async with tasks:
                 try:
                     value = await door.run_body(self.body, s, self.arguments)
                     if task is not None and task.cancelling() > cancels:
@@ -111,6 +110,8 @@ class Call:
                 except Exception as error:  # noqa: BLE001 - raised below, with the state
                     failure = error
                     run.cancel(run.main.family())
+                finally:
+                    run.close()
         except ExceptionGroup as group:
             failure = failure or _first(group)
         template = await _template(run, failed=failure is not None)

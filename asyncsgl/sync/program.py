@@ -132,8 +132,10 @@ class BlockingProgram:
 
         try:
             while (outcome := self._portal.call(following)) is not _END:
-                failed = outcome.error is not None and return_exceptions
-                yield outcome.error if failed else outcome.result()
+                if outcome.error is not None and return_exceptions:
+                    yield outcome.error
+                else:
+                    yield outcome.result()
         finally:
             self._portal.call(close)
 
