@@ -86,7 +86,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, split: str) -> None:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot|>"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split)
-    writer.add_token_list([*special, *ByteLevel.alphabet(), "he"])
+    writer.add_token_list([*special, *sorted(ByteLevel.alphabet()), "he"])
     writer.add_token_types([3] * len(special) + [1] * 257)
     writer.add_token_merges(["h e"])
     writer.add_bos_token_id(1)
