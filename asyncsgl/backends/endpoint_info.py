@@ -1,0 +1,88 @@
+"""What an SGLang server says of its model, and the chat template for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..lang.chat_template import ChatTemplate, JinjaTemplate, get_chat_template
+
+__all__ = ["ModelInfo", "guess_chat_template"]
+
+_BY_PATH = (
+    (r"deepseek-(v3|r1)(?!.*base)", "deepseek-v3"),
+    (r"janus", "janus-pro"),
+    (r"dbrx.*instruct", "dbrx-instruct"),
+    (r"vicuna|llava-v1\.5|llava-next-video-7b", "vicuna_v1.1"),
+    (r"llama-?2.*chat|codellama.*instruct", "llama-2-chat"),
+    (r"pixtral|(mistral|mixtral|ministral).*instruct", "mistral"),
+    (r"llama-?3.*llava|llava.*llama-?3", "llama-3-instruct-llava"),
+    (r"llama-?3.*instruct", "llama-3-instruct"),
+    (r"llama-?4", "llama-4"),
+    (r"qwen.*vl", "qwen2-vl"),
+    (r"glm[-_]?4(\.\d+)?v", "glm-4v"),
+    (r"llava-v1\.6-(yi-)?34b|llava-next-video-34b|llava-onevision-qwen2", "chatml-llava"),
+    (r"qwen.*(chat|instruct)", "qwen"),
+    (r"tinyllama|smollm.*instruct", "chatml"),
+    (r"yi-vl", "yi-vl"),
+    (r"yi-1\.5.*chat", "yi-1.5"),
+    (r"gemma.*it", "gemma-it"),
+    (r"c4ai-command-r", "c4ai-command-r"),
+    (r"granite.*instruct", "granite-3-instruct"),
+    (r"internvl-?2[._-]5", "internvl-2-5"),
+    (r"minicpm-?[vo]", "minicpmv"),
+)
+
+
+def guess_chat_template(model_path: str) -> ChatTemplate | None:
+    """The named template that fits a model's path; None if none is known to."""
+    for pattern, name in _BY_PATH:
+        if re.search(pattern, model_path, re.IGNORECASE):
+            return get_chat_template(name)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What ``/model_info`` says; old servers say little.
+
+    Args:
+        model_path: the model's path or name.
+        chat_template: the model's own template, in the Jinja language.
+        special_tokens: ``bos_token`` and the like, by name.
+        sees_images: whether the model takes images; None if the server does not say.
+    """
+
+    model_path: str = ""
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
+    sees_images: bool | None = None
+
+    @classmethod
+    def of(cls, body: Any) -> ModelInfo:
+        """Read the answer of ``/model_info``."""
+        given: dict[str, Any] = body if isinstance(body, dict) else {}
+        tokens = given.get("special_tokens")
+        template = given.get("chat_template")
+        sees = given.get("has_image_understanding")
+        return cls(
+            str(given.get("model_path") or ""),
+            template if isinstance(template, str) else None,
+            {k: v for k, v in tokens.items() if isinstance(v, str)}
+            if isinstance(tokens, dict)
+            else {},
+            sees if isinstance(sees, bool) else None,
+        )
+
+    def template(self) -> ChatTemplate | None:
+        """The model's own template, or else the one that its path hints at."""
+        if self.chat_template is not None:
+            return JinjaTemplate(self.chat_template, self.special_tokens)
+        return guess_chat_template(self.model_path)
+
+    @property
+    def begin(self) -> str:
+        """The text of the token that begins a text, or else ends one; ``""`` if not known."""
+        return self.special_tokens.get("bos_token") or self.special_tokens.get("eos_token") or ""

@@ -1,0 +1,133 @@
+"""One event loop's link to an SGLang server: calls, and the aborts of calls given up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from ..errors import AsyncSGLError, BackendError, BackendTimeout, NotFoundError
+from .endpoint_info import ModelInfo
+from .http import Exchange, HTTPClient, HTTPResponse
+from .http_errors import error_of_body
+
+__all__ = ["Link"]
+
+_ABORT_TIMEOUT = 2.0
+"""Seconds for the server to take note of an abort."""
+
+
+class Link:
+    """The calls of one event loop.
+
+    Args:
+        client: the connections.
+        backend: the backend's name, for errors.
+    """
+
+    def __init__(self, client: HTTPClient, backend: str) -> None:
+        self.info: ModelInfo | None = None
+        self.info_lock = asyncio.Lock()
+        self.aborted = 0
+        self._client = client
+        self._backend = backend
+        self._aborting: set[asyncio.Task[None]] = set()
+
+    async def ask(
+        self, method: str, path: str, body: bytes | None = None, *, rid: str | None = None
+    ) -> bytes:
+        """The body of an answer of status 200.
+
+        Args:
+            method: such as ``"POST"``.
+            path: with its slash.
+            body: JSON.
+            rid: the id to abort the request by, if it is given up.
+
+        Raises:
+            BackendError: the server refused, failed, or could not be reached.
+        """
+        with_abort = self._abort_unless_done(rid)
+        async with with_abort as exchange:
+            status, headers, answer = await self._client.ask(method, path, body, exchange)
+            return self._checked(status, headers, answer, rid)
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, body: bytes, *, rid: str | None
+    ) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        """The bytes of a streamed answer of status 200, as they come; else as :meth:`ask`."""
+        async with (
+            self._abort_unless_done(rid) as exchange,
+            self._opened("POST", path, body, exchange) as response,
+        ):
+            if response.status != 200:
+                answer = await response.read()
+                self._checked(response.status, response.headers, answer, rid)
+            yield response.chunks()
+
+    async def get_json(self, *paths: str) -> Any:
+        """The JSON at the first of ``paths`` that is there; None if none is.
+
+        Raises:
+            BackendError: the server refused, failed, or could not be reached.
+        """
+        for path in paths:
+            try:
+                answer = await self.ask("GET", path)
+            except NotFoundError:
+                continue
+            try:
+                return json.loads(answer)
+            except ValueError as error:
+                raise BackendError(
+                    f"the server's answer at {path} is not JSON", backend=self._backend
+                ) from error
+        return None
+
+    async def aclose(self) -> None:
+        """Close all connections; aborts under way get their time."""
+        if self._aborting:
+            await asyncio.wait(self._aborting)
+        await self._client.aclose()
+
+    def _opened(
+        self, method: str, path: str, body: bytes | None, exchange: Exchange
+    ) -> AbstractAsyncContextManager[HTTPResponse]:
+        return self._client.open(method, path, body, exchange)
+
+    def _checked(
+        self, status: int, headers: Mapping[str, str], answer: bytes, rid: str | None
+    ) -> bytes:
+        if status == 200:
+            return answer
+        raise error_of_body(status, headers, answer, backend=self._backend, request_id=rid)
+
+    @asynccontextmanager
+    async def _abort_unless_done(self, rid: str | None) -> AsyncGenerator[Exchange, None]:
+        """Tell the server when a request is given up; its connection is closed by then."""
+        exchange = Exchange()
+        try:
+            yield exchange
+        except (asyncio.CancelledError, GeneratorExit, BackendTimeout) as error:
+            if rid is not None and exchange.sent and getattr(error, "status", None) is None:
+                await self._abort(rid)
+            raise
+
+    async def _abort(self, rid: str) -> None:
+        task = asyncio.ensure_future(self._post_abort(rid))
+        self._aborting.add(task)
+        task.add_done_callback(self._aborting.discard)
+        await asyncio.shield(task)
+
+    async def _post_abort(self, rid: str) -> None:
+        """Ask the server to drop a request; what goes wrong changes nothing any more."""
+        self.aborted += 1
+        body = json.dumps({"rid": rid, "abort_all": False, "prefix": True}).encode()
+        try:
+            async with asyncio.timeout(_ABORT_TIMEOUT):
+                await self._client.ask("POST", "/abort_request", body, Exchange())
+        except (AsyncSGLError, TimeoutError):
+            return
