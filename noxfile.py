@@ -14,6 +14,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+TESTED = "engine,otel,serve,video"
 SOURCES = ("asyncsgl", "engine", "tests", "examples", "benchmarks", "noxfile.py")
 WHEEL_FILES = {
     f"{package}/{name}"
@@ -32,7 +33,7 @@ def install(session: nox.Session, *groups: str, extras: str = "") -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
-    install(session, "tests", extras="engine,serve,video")
+    install(session, "tests", extras=TESTED)
     session.run("pytest", *session.posargs)
 
 
@@ -55,7 +56,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of everything, with mypy (strict) and with pyright."""
-    install(session, "types", extras="engine,serve,video")
+    install(session, "types", extras=TESTED)
     session.run("mypy")
     session.run("pyright")
 
@@ -70,7 +71,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(name="property", default=False)
 def properties(session: nox.Session) -> None:
     """Search long for counter-examples to the properties in ``tests/property``."""
-    install(session, "tests", extras="engine,serve")
+    install(session, "tests", extras=TESTED)
     pytest = ("pytest", "--timeout=0", "--hypothesis-profile=thorough")
     session.run(*pytest, *(session.posargs or ("tests/property",)))
 
@@ -85,27 +86,27 @@ def minimums(session: nox.Session) -> None:
         for bound in requirement.specifier
         if bound.operator == ">="
     ]
-    session.install(*tools, *oldest, "-e", ".")
-    session.run("pytest", *(session.posargs or ("tests/frontend", "tests/backends")))
+    session.install(*tools, *oldest, "-e", ".[otel]")
+    session.run("pytest", *(session.posargs or ("tests/frontend", "tests/batch", "tests/sync")))
 
 
 @nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device."""
-    install(session, "tests", extras="engine,serve")
+    install(session, "tests", extras=TESTED)
     session.run("pytest", "-m", "gpu", *session.posargs)
 
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """Run the tests that take long: many cancellations, long lives, large batches."""
-    install(session, "tests", extras="engine,serve")
+    install(session, "tests", extras=TESTED)
     session.run("pytest", "--timeout=0", "-m", "soak", *session.posargs)
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, all of them or the files named after ``--``."""
-    install(session, "tests", extras="engine,serve")
+    install(session, "tests", extras=TESTED)
     for script in session.posargs or sorted(map(str, Path("benchmarks").glob("*.py"))):
         session.run("python", script)

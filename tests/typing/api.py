@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal, assert_type
 
 import asyncsgl as sgl
-from asyncsgl.program import events
+from asyncsgl import events
 from asyncsgl.testing import RecordingBackend, ScriptedBackend
 
 
