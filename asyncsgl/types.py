@@ -185,14 +185,16 @@ class SamplingParams:
 
     def merged(self, over: SamplingParams) -> SamplingParams:
         """These parameters with every field that ``over`` sets taken from it."""
-        if over is _EMPTY or over == _EMPTY:
+        if over is UNSET:
             return self
-        if self is _EMPTY or self == _EMPTY:
+        if self is UNSET:
             return over
         return replace(self, **{name: getattr(over, name) for name in over.given()})
 
     def given(self) -> tuple[str, ...]:
         """The names of the fields that are set."""
+        if self is UNSET:
+            return ()
         return tuple(name for name in SAMPLING_FIELDS if getattr(self, name) is not None)
 
 
@@ -278,7 +280,8 @@ _SWITCHES = ("ignore_eos", "return_logprob", "return_text_in_logprobs")
 _STOPS = {"stop": _stop_text, "stop_regex": _stop_regex, "stop_token_ids": _stop_token}
 _TOKEN_ID = _Bound(True, 0)
 _BIAS = _Bound(False, -100, 100)
-_EMPTY = SamplingParams()
+UNSET = SamplingParams()
+"""No field set; shared, since most generations and runs set none."""
 
 
 def _checked_bias(bias: object) -> dict[int, float]:
@@ -347,6 +350,8 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
     def __add__(self, other: Usage) -> Usage:
+        if not self.requests and self == _NOTHING:
+            return other
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
@@ -354,6 +359,9 @@ class Usage:
             self.reasoning_tokens + other.reasoning_tokens,
             self.requests + other.requests,
         )
+
+
+_NOTHING = Usage()
 
 
 @dataclass(frozen=True, slots=True)

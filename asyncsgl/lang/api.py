@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from ..errors import InvalidArgument, ProgramError
-from ..types import Overrides, Role, SamplingParams
+from ..types import UNSET, Overrides, Role, SamplingParams
 from .choices import ChoicesMethod, token_length_normalized
 from .constraint import constrain
 from .expr import Concat, Expr, ExprLike, Gen, MediaNode, RoleBegin, RoleEnd, Select, flatten
@@ -106,6 +106,8 @@ def sampling_of(overrides: Overrides) -> SamplingParams:
         if fields.get("max_tokens") is not None:
             raise InvalidArgument("max_new_tokens", "is max_tokens: give one of them")
         fields["max_tokens"] = fields.pop("max_new_tokens")
+    if not fields:
+        return UNSET
     try:
         return SamplingParams(**fields)  # type: ignore[arg-type]
     except TypeError as error:
@@ -204,8 +206,13 @@ def _with_reasoning(node: Node, model_type: str) -> Node:
     return replace(node, reasoning=model_type) if isinstance(node, Gen) else node
 
 
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+_BEGIN = {role: RoleBegin(role) for role in _ROLES}
+_END = {role: RoleEnd(role) for role in _ROLES}
+
+
 def _turn(role: Role, expr: ExprLike) -> Expr:
-    return Concat((RoleBegin(role), *flatten(expr), RoleEnd(role)))
+    return Concat((_BEGIN[role], *flatten(expr), _END[role]))
 
 
 def system(expr: ExprLike) -> Expr:

@@ -62,6 +62,8 @@ def constrain(
     Raises:
         InvalidArgument: more than one is given, or one cannot be used.
     """
+    if dtype is None and regex is None and json_schema is None and ebnf is None:
+        return FREE
     given = {
         name: value
         for name, value in (
@@ -72,8 +74,6 @@ def constrain(
         )
         if value is not None
     }
-    if not given:
-        return FREE
     if len(given) > 1:
         raise InvalidArgument(" and ".join(given), "only one of these can be given")
     [(field, value)] = given.items()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..lang.expr import Node
 from ..types import Message, Part, Role
@@ -97,8 +97,8 @@ class Branch:
         self.role: Role | None = None
         self.parts: list[Part] = []
         self.scopes: dict[str, Mark] = {}
-        self.queue: deque[Item] = deque()
-        self.task: asyncio.Task[None] | None = None
+        self.queue: list[Item] = []
+        self.task: asyncio.Task[Any] | None = None
         self.started = False
         self.failure: Exception | None = None
         self.claimed = False

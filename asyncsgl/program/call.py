@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from ..backends.base import Backend
 from ..lang.chat_template import ChatTemplate, get_chat_template
 from ..telemetry import listeners_for
 from ..types import SamplingParams
-from .door import CoroutineDoor, Door, PlainDoor
+from .door import Door
 from .events import Listener, RunFinished, RunStarted
 from .interpreter import Interpreter
 from .result import State, collect
@@ -33,10 +32,10 @@ class Call:
         arguments: everything that the function takes but the state.
         backend: where to run.
         defaults: sampling defaults of the run.
-        plain_door: makes the way for a plain ``def`` body to reach its run.
+        door: makes the way for the body to reach its run.
     """
 
-    __slots__ = ("arguments", "backend", "body", "defaults", "name", "plain_door", "run_id")
+    __slots__ = ("arguments", "backend", "body", "defaults", "door", "name", "run_id")
 
     def __init__(
         self,
@@ -45,20 +44,15 @@ class Call:
         arguments: Mapping[str, object],
         backend: Backend,
         defaults: SamplingParams,
-        plain_door: Callable[[], Door] = PlainDoor,
+        door: Callable[[], Door],
     ) -> None:
         self.name = name
         self.body = body
         self.arguments = arguments
         self.backend = backend
         self.defaults = defaults
-        self.plain_door = plain_door
+        self.door = door
         self.run_id = f"run-{os.getpid():x}-{next(_run_numbers):x}"
-
-    @property
-    def is_coroutine(self) -> bool:
-        """Whether the body is ``async def``."""
-        return inspect.iscoroutinefunction(self.body)
 
     async def run(
         self,
@@ -92,7 +86,7 @@ class Call:
                 listener.on(RunFinished(self.name, self.run_id, error))
 
     async def _in_task_group(self, listeners: Sequence[Listener], streaming: bool) -> State:
-        door = CoroutineDoor() if self.is_coroutine else self.plain_door()
+        door = self.door()
         tasks = asyncio.TaskGroup()
         run = Interpreter(self.backend, self.defaults, tasks, listeners, streaming=streaming)
         s = ProgramState(run, run.main, door)

@@ -64,6 +64,7 @@ class Interpreter:
         self._busy = 0
         self._failed: list[Branch] = []
         self._rest: asyncio.Future[None] | None = None
+        self._beginning: asyncio.Handle | None = None
 
     # -- what the program asks for ------------------------------------------------
 
@@ -96,6 +97,10 @@ class Interpreter:
 
         On a failure all that is still under way is cancelled.
         """
+        if self._beginning is not None and self._busy == 1:
+            self.close()
+            self.main.task = asyncio.current_task()  # nobody else is at work: no task is needed
+            await self._work(self.main)
         while self._busy and not self._unhandled():
             self._rest = asyncio.get_running_loop().create_future()
             await self._rest
@@ -104,6 +109,12 @@ class Interpreter:
             self.cancel(self.main.family())
             assert failed.failure is not None
             raise failed.failure
+
+    def close(self) -> None:
+        """Start nothing any more."""
+        if self._beginning is not None:
+            self._beginning.cancel()
+            self._beginning = None
 
     async def settled(self, branch: Branch) -> None:
         """Wait until everything queued in ``branch`` so far is done; raise its failure."""
@@ -175,8 +186,18 @@ class Interpreter:
                 return False
 
     def _start(self, branch: Branch) -> None:
-        if branch.queue and branch.task is None and not branch.gated:
+        if not branch.queue or branch.task is not None or branch.gated:
+            return
+        if branch is not self.main:
             branch.task = self._tasks.create_task(self._work(branch))
+        elif self._beginning is None:
+            self._beginning = asyncio.get_running_loop().call_soon(self._start_main)
+
+    def _start_main(self) -> None:
+        """Start the main branch: the body waits for something, and did not come to its end."""
+        self._beginning = None
+        if self.main.queue and self.main.task is None:
+            self.main.task = self._tasks.create_task(self._work(self.main))
 
     def _give_up(self, branch: Branch) -> None:
         """End a branch that has not begun to work: a task cancelled now would never run."""
@@ -198,7 +219,7 @@ class Interpreter:
         item: Item | None = None
         try:
             while branch.queue:
-                item = branch.queue.popleft()
+                item = branch.queue.pop(0)
                 await self._execute(branch, item)
         except Exception as error:  # noqa: BLE001 - every await of the branch raises it
             self._fail(branch, error, item)

@@ -26,7 +26,7 @@ from ..lang.api import sampling_of
 from ..types import SAMPLING_FIELDS, Overrides, SamplingParams, Usage
 from .call import Call
 from .defaults import choose_backend
-from .door import Door, PlainDoor
+from .door import CoroutineDoor, Door, PlainDoor
 from .prefix import SharedPrefix, prefix_request
 from .result import State
 from .stream import ProgramStream
@@ -70,9 +70,11 @@ class Program:
         self.signature = inspect.Signature(parameters[1:])
         self.bound: dict[str, object] = dict(bound or {})
         self._plain_door = plain_door
+        self._door = CoroutineDoor if inspect.iscoroutinefunction(body) else plain_door
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        own = {p.name for p in parameters[1:]}
-        self._sampling_names = _SAMPLING_NAMES - own
+        self._names = tuple(self.signature.parameters)
+        self._required = tuple(p.name for p in parameters[1:] if _is_required(p))
+        self._sampling_names = _SAMPLING_NAMES.difference(self._names)
         self._takes_all = takes_all
 
     @property
@@ -111,18 +113,14 @@ class Program:
         """
         given = {**self.bound, **arguments}
         self._refuse_unknown(given)
-        missing = [
-            name
-            for name, parameter in self.signature.parameters.items()
-            if name not in given and _is_required(parameter)
-        ]
+        missing = [name for name in self._required if name not in given]
         if missing:
             raise InvalidArgument(", ".join(missing), f"missing arguments of {self.name}()")
 
     def _refuse_unknown(self, arguments: Arguments) -> None:
-        unknown = set(arguments) - set(self.signature.parameters)
+        unknown = set(arguments).difference(self._names)
         if unknown and not self._takes_all:
-            known = ", ".join(self.signature.parameters) or "none"
+            known = ", ".join(self._names) or "none"
             raise InvalidArgument(
                 ", ".join(sorted(unknown)), f"unknown to {self.name}(); its arguments are: {known}"
             )
@@ -313,8 +311,8 @@ class Program:
             InvalidArgument: an argument is unknown, missing or given twice.
             UsageError: there is no backend.
         """
-        mine = dict(zip(self.signature.parameters, args, strict=False))
-        if len(args) > len(self.signature.parameters):
+        mine = dict(zip(self._names, args, strict=False))
+        if len(args) > len(self._names):
             raise InvalidArgument("*args", f"{len(args)} are too many for {self.name}()")
         sampling: dict[str, Any] = {}
         for name, value in arguments.items():
@@ -328,7 +326,7 @@ class Program:
         defaults = fields if fields is not None else sampling_of(cast("Overrides", sampling))
         chosen = choose_backend(backend)
         filled = {**self.bound, **mine}
-        return Call(self.name, self.body, filled, chosen, defaults, self._plain_door)
+        return Call(self.name, self.body, filled, chosen, defaults, self._door)
 
     def _sampling_only(self, sampling: Mapping[str, Any]) -> SamplingParams:
         unknown = set(sampling) - _SAMPLING_NAMES

@@ -115,9 +115,10 @@ async def test_before_it_began(tasks_left: Left) -> None:
     assert not backend.requests
 
 
-async def test_before_the_worker_began(tasks_left: Left) -> None:
-    backend = Observed()
-    task = asyncio.create_task(one.run(backend=backend))
+@pytest.mark.parametrize("program", [one, awaiting, forked, joining])
+async def test_just_after_it_began(program: sgl.Program, tasks_left: Left) -> None:
+    backend = Observed(delay=600)
+    task = asyncio.create_task(program.run(backend=backend))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -249,7 +249,8 @@ async def test_a_stream_that_ends_without_its_result_is_an_error() -> None:
 
 async def test_a_stream_is_entered_first_and_once(tasks_left: Left) -> None:
     stream = one.stream(backend=ScriptedBackend("a"))
-    for use in (lambda: aiter(stream), lambda: stream.text("x")):
+    uses: list[Callable[[], object]] = [lambda: aiter(stream), lambda: stream.text("x")]
+    for use in uses:
         with pytest.raises(sgl.ClosedError, match="enter the stream first"):
             use()
     with pytest.raises(sgl.ClosedError, match="enter the stream first"):
