@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter
@@ -69,7 +68,7 @@ async def server_info(service: Shared) -> Response:
             "max_req_input_len": config.sequence_limit - 1,
             "status": "draining" if service.draining else "ready",
             "startup_time": service.started_at,
-            "version": _version(),
+            "version": service.version,
             "frontend": "python",
             "internal_states": [_internal_state(service)],
         }
@@ -85,13 +84,6 @@ def _internal_state(service: Service) -> dict[str, Any]:
         "effective_max_running_requests_per_dp": config.max_running_requests,
         "memory_usage": {"kvcache": config.kv_bytes / 2**30},
     }
-
-
-def _version() -> str:
-    try:
-        return version("asyncsgl")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @router.get("/v1/loads")

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 from ..config import ResolvedConfig
@@ -63,6 +64,7 @@ class Service:
         self.metrics = Metrics(self.model_name, self._snapshot)
         self.incidents: deque[Incident] = deque(maxlen=50)
         self.started_at = time.time()
+        self.version = _version()
         self.draining = False
         self._started = False
         self._inside = 0
@@ -257,3 +259,10 @@ class Service:
             return self.engine.statistics(), self.engine.config
         except EngineError:
             return None
+
+
+def _version() -> str:
+    try:
+        return version("asyncsgl")
+    except PackageNotFoundError:
+        return "unknown"
