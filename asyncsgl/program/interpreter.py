@@ -31,6 +31,8 @@ from .variable import Variable
 __all__ = ["Interpreter"]
 
 _request_numbers = itertools.count(1)
+_NEEDS_WAITING = frozenset({Gen, Select, Ref, MediaNode})
+_NOTHING_USED = Usage()
 
 
 class Interpreter:
@@ -44,6 +46,21 @@ class Interpreter:
         streaming: whether text is wanted piece by piece.
     """
 
+    __slots__ = (
+        "_beginning",
+        "_busy",
+        "_failed",
+        "_rest",
+        "_tasks",
+        "backend",
+        "defaults",
+        "listeners",
+        "main",
+        "streaming",
+        "template",
+        "usage",
+    )
+
     def __init__(
         self,
         backend: Backend,
@@ -55,7 +72,7 @@ class Interpreter:
     ) -> None:
         self.backend = backend
         self.defaults = defaults
-        self.usage = Usage()
+        self.usage = _NOTHING_USED
         self.listeners = tuple(listeners)
         self.streaming = streaming
         self.template: ChatTemplate | None = None
@@ -74,12 +91,14 @@ class Interpreter:
             for item in items:
                 _fail_item(item, branch.failure)
             return
+        busy = branch.busy
         for item in items:
             if isinstance(item, JoinPoint):
                 _claim(item)
-            if branch.idle and self._apply_now(branch, item):
-                continue
-            if branch.idle:
+            if not busy:
+                if self._apply_now(branch, item):
+                    continue
+                busy = True
                 self._busy += 1
             branch.queue.append(item)
         self._start(branch)
@@ -175,15 +194,15 @@ class Interpreter:
 
     def _apply_now(self, branch: Branch, item: Item) -> bool:
         """Execute an item that needs no waiting; False if it needs some."""
-        match item:
-            case Task(node=TextNode() | RoleBegin() | RoleEnd() | ScopeBegin() | ScopeEnd()):
-                self._write(branch, item)
-                return True
-            case ForkPoint():
-                self._open_gates(branch, item)
-                return True
-            case _:
+        if isinstance(item, Task):
+            if type(item.node) in _NEEDS_WAITING:
                 return False
+            self._write(branch, item)
+            return True
+        if isinstance(item, ForkPoint):
+            self._open_gates(branch, item)
+            return True
+        return False
 
     def _start(self, branch: Branch) -> None:
         if not branch.queue or branch.task is not None or branch.gated:
@@ -220,7 +239,8 @@ class Interpreter:
         try:
             while branch.queue:
                 item = branch.queue.pop(0)
-                await self._execute(branch, item)
+                if not self._apply_now(branch, item):
+                    await self._execute(branch, item)
         except Exception as error:  # noqa: BLE001 - every await of the branch raises it
             self._fail(branch, error, item)
         except BaseException:
@@ -268,25 +288,13 @@ class Interpreter:
     # -- the meaning of each item -----------------------------------------------------
 
     async def _execute(self, branch: Branch, item: Item) -> None:
+        """Execute an item that needs waiting."""
         match item:
-            case Task():
-                await self._execute_node(branch, item)
-            case ForkPoint():
-                self._open_gates(branch, item)
-            case JoinPoint():
-                await self._join(branch, item)
-            case Barrier(done=done):
-                done.resolve(None, None, None)
-            case _:
-                assert_never(item)
-
-    async def _execute_node(self, branch: Branch, task: Task) -> None:
-        match task.node:
-            case Gen() as node:
-                await generate_into(self, branch, node, task)
-            case Select() as node:
-                await select_into(self, branch, node, task)
-            case Ref(source=source):
+            case Task(node=Gen() as node):
+                await generate_into(self, branch, node, item)
+            case Task(node=Select() as node):
+                await select_into(self, branch, node, item)
+            case Task(node=Ref(source=source)):
                 value: object = await source
                 if not isinstance(value, str):
                     raise ProgramError(
@@ -294,12 +302,16 @@ class Interpreter:
                         "append one of its elements"
                     )
                 self._add_text(branch, value)
-            case MediaNode(load=load):
+            case Task(node=MediaNode(load=load)):
                 branch.parts.append(await load())
-            case TextNode() | RoleBegin() | RoleEnd() | ScopeBegin() | ScopeEnd():
-                self._write(branch, task)
+            case JoinPoint():
+                await self._join(branch, item)
+            case Barrier(done=done):
+                done.resolve(None, None, None)
+            case Task() | ForkPoint():
+                raise InternalError(f"nothing to wait for: {item!r}")
             case _:
-                assert_never(task.node)
+                assert_never(item)
 
     def _write(self, branch: Branch, task: Task) -> None:
         """Execute a node that needs no waiting."""

@@ -121,16 +121,14 @@ class ProgramState:
             )
 
     def _task(self, node: Node) -> Task:
-        match node:
-            case Gen(name=name, reasoning=reasoning):
-                task = Task(node, self._define(name))
-                if reasoning is not None and name is not None:
-                    task.reasoning = self._define(reasoning_variable(name))
-                return task
-            case Select(name=name) | ScopeEnd(name=name):
-                return Task(node, self._define(name))
-            case _:
-                return Task(node)
+        if isinstance(node, Gen):
+            task = Task(node, self._define(node.name))
+            if node.reasoning is not None and node.name is not None:
+                task.reasoning = self._define(reasoning_variable(node.name))
+            return task
+        if isinstance(node, (Select, ScopeEnd)):
+            return Task(node, self._define(node.name))
+        return Task(node)
 
     def _define(self, name: str | None) -> Variable:
         variable = Variable(name)
