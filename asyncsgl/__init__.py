@@ -30,6 +30,7 @@ from .errors import (
     BackendTimeout,
     BadRequestError,
     BatchError,
+    BudgetExceeded,
     ClosedError,
     ContentFilterError,
     ContextLengthError,
@@ -84,10 +85,18 @@ from .program.program import Program, function
 from .program.result import State
 from .program.state import ProgramState
 from .program.stream import ProgramStream
+from .program.utilities import (
+    cache_prefix,
+    flush_cache,
+    get_server_info,
+    start_profile,
+    stop_profile,
+)
 from .program.variable import Variable
 from .types import GenRequest, Meta, SamplingParams, Usage
 
 if TYPE_CHECKING:
+    from .backends.endpoint import RuntimeEndpoint
     from .backends.runtime import Runtime
 
 __version__ = "0.1.0"
@@ -102,6 +111,7 @@ __all__ = [
     "BadRequestError",
     "BatchError",
     "Branches",
+    "BudgetExceeded",
     "Capabilities",
     "ChatTemplate",
     "ChoicesMethod",
@@ -126,6 +136,7 @@ __all__ = [
     "ProgramStream",
     "RateLimitError",
     "Runtime",
+    "RuntimeEndpoint",
     "SamplingParams",
     "State",
     "TruncatedStreamError",
@@ -138,18 +149,23 @@ __all__ = [
     "assistant_begin",
     "assistant_end",
     "backend_from_spec",
+    "cache_prefix",
+    "flush_cache",
     "function",
     "gen",
     "gen_int",
     "gen_string",
     "get_chat_template",
     "get_default_backend",
+    "get_server_info",
     "greedy_token_selection",
     "image",
     "register_chat_template",
     "select",
     "separate_reasoning",
     "set_default_backend",
+    "start_profile",
+    "stop_profile",
     "system",
     "system_begin",
     "system_end",
@@ -162,7 +178,10 @@ __all__ = [
     "video",
 ]
 
-_ON_FIRST_USE = {"Runtime": ".backends.runtime"}
+_ON_FIRST_USE = {
+    "Runtime": ".backends.runtime",
+    "RuntimeEndpoint": ".backends.endpoint",
+}
 """Names whose modules need an extra, or are slow to import."""
 
 

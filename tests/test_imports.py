@@ -24,7 +24,7 @@ ROWS = {
     "asyncsgl": (
         ("errors", "types", "_optional"),
         ("lang",),
-        ("backends", "testing"),
+        ("backends", "testing", "testing_server"),
         ("batch.executor", "batch.progress", "batch.tally", "batch.waiting"),  # programs use these
         ("program", "events", "telemetry", "otel"),
         ("batch",),

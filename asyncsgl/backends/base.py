@@ -128,6 +128,50 @@ class Backend(ABC):
         """
         raise UnsupportedFeature(self.name, "cache_prefix")
 
+    async def get_server_info(self) -> dict[str, object]:
+        """The settings and the state of the server or engine behind this, by its own names.
+
+        Raises:
+            UnsupportedFeature: there is none to ask.
+        """
+        raise UnsupportedFeature(self.name, "get_server_info")
+
+    async def flush_cache(self, *, wait: bool = False) -> bool:
+        """Empty the prefix cache; False, and nothing done, while requests run.
+
+        Args:
+            wait: wait until no request runs, then empty it.
+
+        Raises:
+            UnsupportedFeature: the backend has none that could be emptied.
+        """
+        raise UnsupportedFeature(self.name, "flush_cache")
+
+    async def start_profile(
+        self, *, output_dir: str | None = None, num_steps: int | None = None
+    ) -> str:
+        """Begin to record what the model's processors do.
+
+        Args:
+            output_dir: the folder for the traces, on the machine that runs the model.
+            num_steps: after how many steps to stop without being told.
+
+        Returns:
+            What the server or engine says to it.
+
+        Raises:
+            UnsupportedFeature: the backend cannot.
+        """
+        raise UnsupportedFeature(self.name, "start_profile")
+
+    async def stop_profile(self) -> str:
+        """End what :meth:`start_profile` began; what the server or engine says to it.
+
+        Raises:
+            UnsupportedFeature: the backend cannot.
+        """
+        raise UnsupportedFeature(self.name, "stop_profile")
+
     async def aclose(self) -> None:
         """Release everything; closing twice is fine."""
         return

@@ -264,7 +264,7 @@ class RuntimeEndpoint(Backend):
         return info.template() or get_chat_template("default")
 
     async def get_server_info(self) -> dict[str, object]:
-        """The server's settings and state, as it gives them.
+        """The server's settings and state; see :meth:`Backend.get_server_info`.
 
         Raises:
             BackendError: the server refused, failed, or could not be reached.
@@ -274,18 +274,15 @@ class RuntimeEndpoint(Backend):
             raise BackendError("the server says nothing of itself", backend=self.name)
         return info
 
-    async def flush_cache(self, *, wait: float = 0.0) -> bool:
-        """Empty the server's prefix cache; False, and nothing done, while requests run.
-
-        Args:
-            wait: seconds to wait for the requests to end.
+    async def flush_cache(self, *, wait: bool = False) -> bool:
+        """Empty the server's prefix cache; see :meth:`Backend.flush_cache`.
 
         Raises:
             BackendError: the server refused, failed, or could not be reached.
         """
-        query = f"?timeout={wait:g}" if wait else ""
+        seconds = min(0.9 * self._settings.timeout, 3600.0)
         try:
-            await self._post(f"/flush_cache{query}")
+            await self._post(f"/flush_cache?timeout={seconds:g}" if wait else "/flush_cache")
         except BadRequestError:
             return False
         return True
@@ -293,11 +290,7 @@ class RuntimeEndpoint(Backend):
     async def start_profile(
         self, *, output_dir: str | None = None, num_steps: int | None = None
     ) -> str:
-        """Begin to record what the server's processors do; the server's answer.
-
-        Args:
-            output_dir: where the server writes its traces.
-            num_steps: after how many steps to stop by itself.
+        """Begin to record; see :meth:`Backend.start_profile`.
 
         Raises:
             BackendError: the server refused, failed, or could not be reached.
@@ -307,7 +300,7 @@ class RuntimeEndpoint(Backend):
         return await self._post("/start_profile", json.dumps(asked).encode())
 
     async def stop_profile(self) -> str:
-        """End the recording; the server's answer. Raises as :meth:`start_profile`."""
+        """End the recording; see :meth:`Backend.stop_profile`. Raises as :meth:`start_profile`."""
         return await self._post("/stop_profile")
 
     def statistics(self) -> Mapping[str, float]:

@@ -372,6 +372,12 @@ class Runtime(Backend):
         values = asdict(self.engine.statistics())
         return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
+    async def get_server_info(self) -> dict[str, object]:
+        """The engine's settings as decided, and its counters."""
+        await self.start()
+        config = asdict(self.engine.config)
+        return {"model_path": self.model_path, **config, "internal_states": [self.statistics()]}
+
     async def flush_cache(self, *, wait: bool = False) -> bool:
         """Empty the prefix cache; False, and nothing done, while requests run.
 

@@ -15,7 +15,8 @@ def backend_from_spec(spec: str, **options: Any) -> Backend:
 
     Args:
         spec: ``"smollm2-135m-instruct"`` or another model for the local engine,
-            ``"local:PATH"`` for a folder or file whose name looks like something else.
+            ``"local:PATH"`` for a folder or file whose name looks like something else,
+            ``"http://host:30000"`` for an SGLang server.
         **options: for the backend's constructor.
 
     Raises:
@@ -25,6 +26,10 @@ def backend_from_spec(spec: str, **options: Any) -> Backend:
     kind, colon, rest = spec.partition(":")
     if not spec or (colon and not rest):
         raise InvalidArgument("model", f"{spec!r} names no model")
+    if kind in ("http", "https"):
+        from .endpoint import RuntimeEndpoint
+
+        return RuntimeEndpoint(spec, **options)
     if kind in _NOT_THERE:
         raise InvalidArgument("model", f"{spec!r}: {_NOT_THERE[kind]} is not there yet")
     from .runtime import Runtime
@@ -33,8 +38,6 @@ def backend_from_spec(spec: str, **options: Any) -> Backend:
 
 
 _NOT_THERE = {
-    "http": "a backend for servers",
-    "https": "a backend for servers",
     "openai": "the OpenAI backend",
     "azure": "the Azure OpenAI backend",
     "anthropic": "the Anthropic backend",

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
     from .runtime import Runtime as Runtime  # type: ignore[assignment]
 
+from .utilities import (  # type: ignore[assignment]
+    cache_prefix,
+    flush_cache,
+    get_server_info,
+    start_profile,
+    stop_profile,
+)
+
+
 def function(  # type: ignore[no-redef]
     body: Callable[..., Any] | Program | None = None, *, num_api_spec_tokens: int | None = None
 ) -> Any:
@@ -80,6 +89,7 @@ __all__ = [
     "ProgramStream",
     "RateLimitError",
     "Runtime",
+    "RuntimeEndpoint",
     "SamplingParams",
     "State",
     "StreamingState",
@@ -93,12 +103,15 @@ __all__ = [
     "assistant_begin",
     "assistant_end",
     "backend_from_spec",
+    "cache_prefix",
+    "flush_cache",
     "function",
     "gen",
     "gen_int",
     "gen_string",
     "get_chat_template",
     "get_default_backend",
+    "get_server_info",
     "global_config",
     "greedy_token_selection",
     "image",
@@ -106,6 +119,8 @@ __all__ = [
     "select",
     "separate_reasoning",
     "set_default_backend",
+    "start_profile",
+    "stop_profile",
     "system",
     "system_begin",
     "system_end",
