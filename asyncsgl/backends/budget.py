@@ -1,0 +1,144 @@
+"""What calls cost, and a bound on it that is kept before the money is spent."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import BudgetExceeded, InvalidArgument
+from ..types import Usage
+
+__all__ = ["Budget", "Hold", "Price", "known_price", "price_per_million"]
+
+Price = Callable[[Usage], float]
+"""The cost of a call in US dollars."""
+
+
+def known_price(provider: str, model: str) -> Price | None:
+    """The price of ``model`` by the table of the package genai-prices; None if unknown.
+
+    Args:
+        provider: as that table calls it: ``"openai"``, ``"anthropic"``, ``"google"``, ``"azure"``.
+        model: the model's name.
+    """
+    try:
+        import genai_prices
+    except ImportError:
+        return None
+
+    def price(usage: Usage) -> float:
+        priced = genai_prices.Usage(
+            input_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            cache_read_tokens=usage.cached_tokens,
+        )
+        found = genai_prices.calc_price(priced, model_ref=model, provider_id=provider or None)
+        return float(found.total_price)
+
+    try:
+        price(Usage(1, 1))
+    except (LookupError, ValueError):
+        return None
+    return price
+
+
+def price_per_million(prompt: float, completion: float) -> Price:
+    """A price in US dollars for a million tokens of each kind."""
+
+    def price(usage: Usage) -> float:
+        return (usage.prompt_tokens * prompt + usage.completion_tokens * completion) / 1e6
+
+    return price
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What is set aside for one call."""
+
+    tokens: int
+    cost: float
+
+
+class Budget:
+    """Counts what was spent, and refuses a call that could pass the bound.
+
+    Args:
+        price: of the model; None if unknown.
+        max_cost: US dollars that may be spent; None for no bound.
+        max_tokens_total: tokens that may be used, prompts and answers; None for no bound.
+
+    Raises:
+        InvalidArgument: a bound is not above 0, or is on the cost and the price is unknown.
+    """
+
+    def __init__(
+        self, price: Price | None, max_cost: float | None, max_tokens_total: int | None
+    ) -> None:
+        for name, bound in (("max_cost", max_cost), ("max_tokens_total", max_tokens_total)):
+            if bound is not None and bound <= 0:
+                raise InvalidArgument(name, f"must be above 0, got {bound!r}")
+        if max_cost is not None and price is None:
+            raise InvalidArgument(
+                "max_cost",
+                "the price of this model is unknown: give price=(dollars for a million tokens of "
+                "prompt, of answer), or install asyncsgl[prices]",
+            )
+        self._price = price
+        self._max_cost = max_cost
+        self._max_tokens = max_tokens_total
+        self._lock = threading.Lock()
+        self._held_tokens = 0
+        self._held_cost = 0.0
+        self.usage = Usage()
+        self._cost = 0.0
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars spent so far; None if the price is unknown."""
+        return self._cost if self._price is not None else None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a bound to keep."""
+        return self._max_cost is not None or self._max_tokens is not None
+
+    def hold(self, prompt_tokens: int, completion_tokens: int) -> Hold:
+        """Set aside what a call may cost.
+
+        Raises:
+            BudgetExceeded: that could pass the bound; nothing is set aside.
+        """
+        if not self.bounded:
+            return Hold(0, 0.0)
+        most = Usage(prompt_tokens, completion_tokens)
+        cost = self._price(most) if self._price is not None else 0.0
+        with self._lock:
+            self._check(most.total_tokens, cost)
+            self._held_tokens += most.total_tokens
+            self._held_cost += cost
+        return Hold(most.total_tokens, cost)
+
+    def _check(self, tokens: int, cost: float) -> None:
+        used = self.usage.total_tokens + self._held_tokens
+        if self._max_tokens is not None and used + tokens > self._max_tokens:
+            raise BudgetExceeded(
+                f"max_tokens_total={self._max_tokens:,}: {used:,} tokens are used or set aside, "
+                f"and the next call may use {tokens:,}; it was not sent"
+            )
+        spent = self._cost + self._held_cost
+        if self._max_cost is not None and spent + cost > self._max_cost:
+            raise BudgetExceeded(
+                f"max_cost=${self._max_cost:g}: ${spent:.6f} is spent or set aside, "
+                f"and the next call may cost ${cost:.6f}; it was not sent"
+            )
+
+    def settle(self, hold: Hold, usage: Usage | None) -> None:
+        """The call has ended; ``usage`` is None if it cost nothing that is known."""
+        with self._lock:
+            self._held_tokens -= hold.tokens
+            self._held_cost -= hold.cost
+            if usage is not None:
+                self.usage += usage
+                if self._price is not None:
+                    self._cost += self._price(usage)

@@ -1,0 +1,46 @@
+"""Errors that escape the SDKs' own classes: of their HTTP libraries, of time, of bad bodies."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from ..errors import BackendConnectionError, BackendError, BackendTimeout
+
+__all__ = ["no_secrets", "transport_error"]
+
+_SHOWN = 1000
+
+
+def transport_error(error: Exception, backend: str) -> BackendError | None:
+    """The error for one that an HTTP library raised below the SDK; None if it is no such one.
+
+    The libraries are looked up among the loaded modules, as which of them an SDK uses
+    differs by its version.
+    """
+    said = no_secrets(str(error) or type(error).__name__)
+    if isinstance(error, TimeoutError) or _is(error, "TimeoutException", "httpx", "httpx2"):
+        return BackendTimeout(f"no answer in time: {said}", backend=backend)
+    if (
+        isinstance(error, OSError)
+        or _is(error, "HTTPError", "httpx", "httpx2")
+        or _is(error, "ClientError", "aiohttp")
+    ):
+        return BackendConnectionError(f"the connection failed: {said}", backend=backend)
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        return BackendError(f"the answer is not JSON: {said}", backend=backend)
+    return None
+
+
+def _is(error: Exception, name: str, *modules: str) -> bool:
+    loaded = (getattr(sys.modules.get(module), name, None) for module in modules)
+    return any(isinstance(kind, type) and isinstance(error, kind) for kind in loaded)
+
+
+def no_secrets(text: str) -> str:
+    """``text``, shortened, without what looks like a key."""
+    words = [
+        "***" if len(word) > 12 and word.lstrip("\"'(").startswith(("sk-", "Bearer")) else word
+        for word in text[:_SHOWN].split(" ")
+    ]
+    return " ".join(words) + ("…" if len(text) > _SHOWN else "")

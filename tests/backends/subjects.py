@@ -1,0 +1,116 @@
+"""The backends that the contract suite runs over, each with the service behind it.
+
+To bring in another backend, add a :class:`Subject` to :data:`SUBJECTS`: its ``open`` gives a
+:class:`Harness` as a context manager. The service answers by script (``answers``) and fails on
+demand (``faults``); what the backend declares as refused is tested for being refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from asyncsgl.backends.openai import OpenAI
+from asyncsgl.backends.provider import ProviderBackend
+from asyncsgl.backends.retry import RetryPolicy
+from tests.fakes.openai import KEY, FakeOpenAI
+from tests.fakes.service import FakeService
+
+QUICK = RetryPolicy(first_delay=0.001, max_delay=0.01)
+
+
+@dataclass
+class Harness:
+    """One backend and the service behind it.
+
+    Args:
+        backend: what is tested.
+        service: answers it.
+        key: the secret that must not show anywhere.
+        make: makes another backend like this one, with other settings.
+    """
+
+    backend: ProviderBackend
+    service: FakeService
+    key: str
+    make: Callable[..., ProviderBackend]
+
+
+Open = Callable[..., AbstractAsyncContextManager[Harness]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One backend to test.
+
+    Args:
+        name: of the test's case.
+        open: gives the harness; takes settings of the backend.
+        needs: the module without which it cannot be tested here.
+    """
+
+    name: str
+    open: Open
+    needs: str
+
+    @property
+    def missing(self) -> str:
+        """The missing module, or nothing."""
+        return "" if find_spec(self.needs) is not None else self.needs
+
+
+def harness(
+    service_of: Callable[[], FakeService],
+    backend_of: Callable[..., ProviderBackend],
+    key: str,
+) -> Open:
+    """An ``open`` of a service and a backend made for its address."""
+
+    @asynccontextmanager
+    async def opened(**settings: Any) -> AsyncGenerator[Harness, None]:
+        async with service_of() as service:
+
+            def make(**more: Any) -> ProviderBackend:
+                backend = backend_of(service.url, **more)
+                backend.policy = QUICK
+                return backend
+
+            async with make(**settings) as backend:
+                yield Harness(backend, service, key, make)
+
+    return opened
+
+
+def _openai(model: str, path: str = "/v1", **fixed: Any) -> Callable[..., OpenAI]:
+    def make(url: str, **settings: Any) -> OpenAI:
+        return OpenAI(model, base_url=f"{url}{path}", api_key=KEY, **fixed, **settings)
+
+    return make
+
+
+def _azure(url: str, **settings: Any) -> OpenAI:
+    return OpenAI(
+        "my-deployment",
+        is_azure=True,
+        azure_endpoint=url,
+        api_version="2024-10-21",
+        api_key=KEY,
+        **settings,
+    )
+
+
+def _azure_v1(url: str, **settings: Any) -> OpenAI:
+    return OpenAI("my-deployment", is_azure=True, azure_endpoint=url, api_key=KEY, **settings)
+
+
+SUBJECTS: list[Subject] = [
+    Subject("openai-chat", harness(FakeOpenAI, _openai("gpt-4o"), KEY), "openai"),
+    Subject("openai-reasoning", harness(FakeOpenAI, _openai("gpt-5.5"), KEY), "openai"),
+    Subject("openai-deciding", harness(FakeOpenAI, _openai("gpt-6-luna"), KEY), "openai"),
+    Subject("openai-completion", harness(FakeOpenAI, _openai("davinci-002"), KEY), "openai"),
+    Subject("azure", harness(FakeOpenAI, _azure, KEY), "openai"),
+    Subject("azure-v1", harness(FakeOpenAI, _azure_v1, KEY), "openai"),
+]
