@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
+from types import TracebackType
 
 from .backends.base import FEATURES, Backend, Capabilities
 from .errors import ClosedError, InvalidArgument
@@ -159,17 +160,9 @@ class ScriptedBackend(Backend):
             raise ClosedError(f"the backend {self.name!r} is closed")
         self.requests.append(request)
 
-    @contextmanager
-    def _at_work(self, request: GenRequest) -> Iterator[None]:
+    def _at_work(self, request: GenRequest) -> _AtWork:
         self._record(request)
-        self.running += 1
-        try:
-            yield
-        except (asyncio.CancelledError, GeneratorExit):
-            self.cancelled += 1
-            raise
-        finally:
-            self.running -= 1
+        return _AtWork(self)
 
     def _pieces(self, generation: Generation) -> Iterator[Delta]:
         """Of each answer the reasoning, then the text; logprobs come with its first piece."""
@@ -214,6 +207,27 @@ class ScriptedBackend(Backend):
         if number >= len(answers):
             raise InvalidArgument("answers", f"the script has only {len(answers)} answers")
         return answers[number]
+
+
+class _AtWork:
+    """Counts a request of a scripted backend while it is worked on."""
+
+    __slots__ = ("_backend",)
+
+    def __init__(self, backend: ScriptedBackend) -> None:
+        self._backend = backend
+
+    def __enter__(self) -> None:
+        self._backend.running += 1
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._backend.running -= 1
+        self._backend.cancelled += isinstance(exc, (asyncio.CancelledError, GeneratorExit))
 
 
 def _by_table(table: Mapping[str, Answer], text: str) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from ..backends.base import Backend
@@ -54,12 +54,12 @@ class Call:
         self.door = door
         self.run_id = f"run-{os.getpid():x}-{next(_run_numbers):x}"
 
-    async def run(
+    def run(
         self,
         listeners: Sequence[Listener] = (),
         *,
         streaming: bool = False,
-    ) -> State:
+    ) -> Coroutine[Any, Any, State]:
         """Run to the end: one task group, of which nothing is left afterwards.
 
         Args:
@@ -71,8 +71,11 @@ class Call:
                 ``error.state``.
         """
         listeners = (*listeners, *listeners_for(self.name, self.run_id))
-        if not listeners:
-            return await self._in_task_group((), streaming)
+        if listeners:
+            return self._watched(listeners, streaming)
+        return self._in_task_group((), streaming)
+
+    async def _watched(self, listeners: Sequence[Listener], streaming: bool) -> State:
         for listener in listeners:
             listener.on(RunStarted(self.name, self.run_id))
         error: BaseException | None = None

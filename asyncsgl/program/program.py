@@ -64,6 +64,12 @@ class Program:
                 f"the program {body.__qualname__} needs a first parameter for its state: "
                 f"def {body.__name__}(s, ...)"
             )
+        for parameter in parameters[1:]:
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+                raise ProgramError(
+                    f"the parameter {str(parameter).partition(':')[0]!r} of the program "
+                    f"{body.__qualname__} cannot be given by name, and arguments are"
+                )
         functools.update_wrapper(self, body)
         self.body = body
         self.num_api_spec_tokens = num_api_spec_tokens
@@ -72,7 +78,7 @@ class Program:
         self._plain_door = plain_door
         self._door = CoroutineDoor if inspect.iscoroutinefunction(body) else plain_door
         takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        self._names = tuple(self.signature.parameters)
+        self._names = tuple(p.name for p in parameters[1:] if p.kind is not p.VAR_KEYWORD)
         self._required = tuple(p.name for p in parameters[1:] if _is_required(p))
         self._sampling_names = _SAMPLING_NAMES.difference(self._names)
         self._takes_all = takes_all
