@@ -29,6 +29,7 @@ from ..types import (
 )
 from .base import Backend, Capabilities
 from .joined_stream import joined
+from .runtime_server import RuntimeServer
 
 with needs("engine"):
     from asyncsgl_engine.config import EngineConfig
@@ -89,11 +90,13 @@ class Runtime(Backend):
         model_path: the default model's name, a Hugging Face id, a folder, or a ``.gguf`` file.
         tokenizer_path: another place for the tokenizer.
         host: the address to serve HTTP on, where it serves.
-        port: the port to serve HTTP on; None to serve none.
+        port: the port to serve HTTP on, besides programs; 0 takes a free one, None serves none.
         tp_size: how many GPUs share the model's tensors.
         log_level: of the server's log.
         launch_timeout: seconds that loading may take.
         progress: called with a stage and a fraction while the model loads.
+        serve: serve HTTP, on a free port where ``port`` is left out.
+        server_settings: of the server, by their names: ``api_key``, ``request_timeout`` ….
         **engine_config: settings of the engine, by SGLang's names: ``page_size``, ``dtype``,
             ``max_running_requests``, ``chunked_prefill_size``, ``context_length`` ….
 
@@ -115,12 +118,12 @@ class Runtime(Backend):
         log_level: str = "error",
         launch_timeout: float = 300.0,
         progress: Progress | None = None,
+        serve: bool = False,
+        server_settings: Mapping[str, object] | None = None,
         **engine_config: Any,
     ) -> None:
         if tp_size != 1:
             raise UnsupportedFeature(self.name, f"tp_size={tp_size}", "use tp_size=1")
-        if port is not None:
-            raise UnsupportedFeature(self.name, "port", "leave it out: nothing is served yet")
         if launch_timeout <= 0:
             raise InvalidArgument("launch_timeout", f"must be above 0, got {launch_timeout!r}")
         self.model_path = model_path
@@ -141,7 +144,12 @@ class Runtime(Backend):
         self._closed = False
         self._ready = False
         self._model_template: ChatTemplate | None = None
-        self._close = weakref.finalize(self, AsyncEngine.shutdown, self.engine)
+        self._server = (
+            RuntimeServer(self.engine, host, port or 0, log_level, server_settings)
+            if serve or port is not None
+            else None
+        )
+        self._close = weakref.finalize(self, _end, self.engine, self._server)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -156,7 +164,7 @@ class Runtime(Backend):
     @property
     def url(self) -> str | None:
         """The HTTP address, where this serves; None where it does not."""
-        return None
+        return None if self._server is None else self._server.url
 
     # -- life ---------------------------------------------------------------------------
 
@@ -166,6 +174,7 @@ class Runtime(Backend):
         Raises:
             BackendTimeout: it took longer than ``launch_timeout``.
             BackendError: the model cannot be found, fetched or loaded.
+            InvalidArgument: the port is in use.
             ClosedError: the runtime was closed.
         """
         if self._ready:
@@ -173,15 +182,16 @@ class Runtime(Backend):
         if self._closed:
             raise ClosedError("this Runtime is closed: make a new one")
         try:
-            with self._translating():
-                with needs("engine"):
-                    await asyncio.wait_for(self.engine.start(self._progress), self.launch_timeout)
+            with self._translating(), needs("engine"):
+                await asyncio.wait_for(self.engine.start(self._progress), self.launch_timeout)
         except TimeoutError as error:
             raise BackendTimeout(
                 f"the model {self.model_path!r} was not ready in {self.launch_timeout:g} seconds; "
                 "raise launch_timeout",
                 backend=self.name,
             ) from error
+        if self._server is not None:
+            await self._server.start()
         self._model_template = _template_of(self.engine.tokenizer)
         self._ready = True
 
@@ -198,7 +208,7 @@ class Runtime(Backend):
         self._closed = True
         self._ready = False
         self._close.detach()
-        await self.engine.aclose()
+        await asyncio.to_thread(_end, self.engine, self._server)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -390,6 +400,13 @@ class Runtime(Backend):
     def __repr__(self) -> str:
         state = "closed" if self._closed else "ready" if self._ready else "not loaded"
         return f"<Runtime {self.model_path!r}, {state}>"
+
+
+def _end(engine: AsyncEngine, server: RuntimeServer | None) -> None:
+    """End the engine, which ends what runs, and then the server that tells so."""
+    engine.shutdown()
+    if server is not None:
+        server.stop()
 
 
 def _template_of(tokenizer: Tokenizer) -> ChatTemplate | None:

@@ -11,6 +11,7 @@ import typer
 from ..errors import AsyncSGLError, InternalError, MissingDependency
 from .batch import BATCH_HELP, batch
 from .extras import extra_of
+from .serve import SERVE_HELP, serve
 from .version import version_line
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(help=BATCH_HELP)(batch)
+app.command(help=SERVE_HELP)(serve)
 
 
 def _show_version(wanted: bool) -> None:

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from asyncsgl_engine.config import EngineConfig
 from asyncsgl_engine.engine import AsyncEngine
 from asyncsgl_engine.hub import DEFAULT_MODEL, resolve_model
-from asyncsgl_engine.server import ServerSettings, create_app
-from asyncsgl_engine.server.lifecycle import Address, BackgroundServer
+from asyncsgl_engine.server import Address, ServerSettings, create_app
+from asyncsgl_engine.server.lifecycle import BackgroundServer
 
 CONTEXT = 2048
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")

@@ -54,6 +54,8 @@ class Gate:
         refusal = self._service.keys.refusal(scope["method"], path, headers.get("authorization"))
         if refusal is not None:
             raise refusal
+        if self._service.starting and not path.startswith(_OPEN_WHILE_DRAINING):
+            raise Failure(503, "The model is being loaded.")
         if self._service.draining and not path.startswith(_OPEN_WHILE_DRAINING):
             raise Failure(503, "The server is shutting down.")
         length = headers.get("content-length", "0")

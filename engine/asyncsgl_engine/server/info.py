@@ -114,8 +114,9 @@ async def loads(service: Shared) -> Response:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Whether the server is there and not on its way out; instant."""
-    return Response(status_code=503 if served_by(request).draining else 200)
+    """Whether the server is there, its model loaded, and not on its way out; instant."""
+    service = served_by(request)
+    return Response(status_code=503 if service.draining or service.starting else 200)
 
 
 @router.get("/ready")

@@ -9,32 +9,19 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import uvicorn
 from fastapi import FastAPI
 
 from ..errors import ConfigError
 from .app import service_of
+from .settings import Address
 
-__all__ = ["Address", "BackgroundServer", "bind", "serve"]
+__all__ = ["BackgroundServer", "bind", "serve"]
 
 KEEP_ALIVE_S = 60
 """Longer than what clients keep idle connections for, so that they do not meet a reset."""
-_LEVELS = ("critical", "error", "warning", "info", "debug")
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to serve.
-
-    Args:
-        host: name or address of an interface.
-        port: 0 takes a free one.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 30000
+BACKLOG = 2048
 
 
 def bind(address: Address) -> socket.socket:
@@ -48,7 +35,7 @@ def bind(address: Address) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address.host, address.port))
-        sock.listen(2048)
+        sock.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         sock.close()
         where = f"{address.host} port {address.port}"
@@ -95,8 +82,6 @@ class _Server(uvicorn.Server):
 
 
 def _server(app: FastAPI, log_level: str) -> _Server:
-    if log_level not in _LEVELS:
-        raise ConfigError(f"log_level: {log_level!r} is not one of {', '.join(_LEVELS)}")
     config = uvicorn.Config(
         app,
         log_level=log_level,
@@ -128,12 +113,13 @@ async def serve(
     drain_limit: float = 30.0,
     ready: Callable[[str], None] | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; in the main thread.
+    """Start the engine and serve until SIGTERM or SIGINT; in the main thread.
 
-    The first signal refuses new requests and waits for those that run; the second ends at once.
+    Requests that come while the model loads are answered with 503. The first signal refuses
+    new requests and waits for those that run; the second ends at once.
 
     Args:
-        app: of `create_app`, its engine started.
+        app: of `create_app`.
         sock: listening.
         log_level: of uvicorn's log.
         drain_limit: seconds that running requests get.
@@ -141,18 +127,26 @@ async def serve(
 
     Returns:
         The exit status: 0, or 130 after a second signal.
+
+    Raises:
+        EngineError: the engine cannot be started.
     """
     service = service_of(app)
     server = _server(app, log_level)
     with _signals() as signals:
-        async with service.running(), server.on(sock) as ended:
-            if ready is not None:
-                ready(url_of(sock))
-            if not await _first_of(signals.get(), ended):
-                return 1
-            drained = asyncio.ensure_future(service.drained(drain_limit))
-            server.force_exit = await _first_of(signals.get(), drained, ended)
-            drained.cancel()
+        async with server.on(sock) as ended:
+            starting = asyncio.ensure_future(service.start())
+            if await _first_of(signals.get(), starting, ended):
+                starting.cancel()
+                return 0
+            await starting
+            async with service.running():
+                if ready is not None:
+                    ready(url_of(sock))
+                await _first_of(signals.get(), ended)
+                drained = asyncio.ensure_future(service.drained(drain_limit))
+                server.force_exit = await _first_of(signals.get(), drained, ended)
+                drained.cancel()
     return 130 if server.force_exit else 0
 
 
@@ -177,41 +171,37 @@ class BackgroundServer:
     Args:
         app: of `create_app`.
         address: where.
-        log_level: of uvicorn's log.
-
-    Raises:
-        ConfigError: there is no such log level.
     """
 
-    def __init__(self, app: FastAPI, address: Address, log_level: str = "error") -> None:
+    def __init__(self, app: FastAPI, address: Address) -> None:
         self._app = app
         self._address = address
-        self._server = _server(app, log_level)
+        self._server = _server(app, address.log_level)
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._begun: Future[str] | None = None
         self.url: str | None = None
 
     async def start(self) -> str:
-        """Bind the socket and wait until requests are answered; once.
+        """Bind the socket and wait until requests are answered; once, for all who call.
 
         Returns:
             The URL.
 
         Raises:
-            ConfigError: the address is in use or cannot be used.
+            ConfigError: the address is in use or cannot be used; start may be tried again.
             EngineError: the engine cannot be started.
         """
-        sock = bind(self._address)
-        begun: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._main, args=(sock, begun), name="asyncsgl-server", daemon=True
-        )
-        self._thread.start()
-        try:
-            await asyncio.wrap_future(begun)
-        except asyncio.CancelledError:
-            self._server.should_exit = True
-            raise
-        self.url = url_of(sock)
+        with self._lock:
+            begun = self._begun
+            if begun is None:
+                sock = bind(self._address)
+                begun = self._begun = Future()
+                self._thread = threading.Thread(
+                    target=self._main, args=(sock, begun), name="asyncsgl-server", daemon=True
+                )
+                self._thread.start()
+        self.url = await asyncio.shield(asyncio.wrap_future(begun))
         return self.url
 
     def stop(self) -> None:
@@ -222,7 +212,7 @@ class BackgroundServer:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
-    def _main(self, sock: socket.socket, begun: Future[None]) -> None:
+    def _main(self, sock: socket.socket, begun: Future[str]) -> None:
         try:
             asyncio.run(self._serve(sock, begun))
         except Exception as error:  # noqa: BLE001 - handed to the caller of start
@@ -231,7 +221,7 @@ class BackgroundServer:
         finally:
             sock.close()
 
-    async def _serve(self, sock: socket.socket, begun: Future[None]) -> None:
+    async def _serve(self, sock: socket.socket, begun: Future[str]) -> None:
         async with service_of(self._app).running(), self._server.on(sock) as ended:
-            begun.set_result(None)
+            begun.set_result(url_of(sock))
             await ended

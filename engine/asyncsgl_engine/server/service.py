@@ -66,6 +66,7 @@ class Service:
         self.started_at = time.time()
         self.version = _version()
         self.draining = False
+        self.starting = False
         self._started = False
         self._inside = 0
         self._empty = asyncio.Event()
@@ -85,9 +86,14 @@ class Service:
         Raises:
             EngineError: the model cannot be loaded.
         """
-        if not self._started:
+        if self._started:
+            return
+        self.starting = True
+        try:
             await self.engine.start()
             self._started = True
+        finally:
+            self.starting = False
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:

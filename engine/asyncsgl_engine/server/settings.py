@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
-__all__ = ["ServerSettings"]
+__all__ = ["Address", "ServerSettings"]
+
+_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +71,27 @@ class ServerSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}: must be above 0, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to serve, and how much to tell of it.
+
+    Args:
+        host: name or address of an interface.
+        port: 0 takes a free one.
+        log_level: of uvicorn's log; requests are logged from `info` on.
+
+    Raises:
+        ConfigError: a setting is out of its range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 30000
+    log_level: str = "error"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port: must be in [0, 65535], not {self.port}")
+        if self.log_level not in _LEVELS:
+            raise ConfigError(f"log_level: {self.log_level!r} is not one of {', '.join(_LEVELS)}")

@@ -1,0 +1,152 @@
+"""The server process: from its ready line to its end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import httpx
+import pytest
+
+LONG = {"text": "Once upon a time", "sampling_params": {"max_new_tokens": 1500, "ignore_eos": True}}
+SMALL = ("--max-total-tokens", "8192", "--num-threads", "1", "--dtype", "float32")
+
+pytestmark = pytest.mark.timeout(120)  # a process imports torch before it serves
+
+
+class Server:
+    """A server process that is ready."""
+
+    def __init__(self, *command: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=environment
+        )
+        self.lines: list[str] = []
+        self.url = self._ready()
+
+    @property
+    def stderr(self) -> IO[str]:
+        assert self.process.stderr is not None
+        return self.process.stderr
+
+    def _ready(self) -> str:
+        for line in self.stderr:
+            self.lines.append(line)
+            found = re.fullmatch(r"asyncsgl: ready on (http://\S+) with \S+\n", line)
+            if found is not None:
+                return found[1]
+        raise AssertionError("".join(self.lines))
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def status(self) -> int:
+        """Wait for the end."""
+        self.lines += self.stderr.readlines()
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    """Starts `python -m COMMAND…`."""
+    servers: list[Server] = []
+
+    def begin(*command: str) -> Server:
+        servers.append(Server(*command))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+        server.stderr.close()
+
+
+def ends_well(lines: Iterator[str]) -> bool:
+    """Whether a stream is whole."""
+    try:
+        return "data: [DONE]" in list(lines)
+    except httpx.RemoteProtocolError:
+        return False
+
+
+def refused(url: str) -> httpx.Response:
+    """The first answer of a server that drains."""
+    while True:
+        response = httpx.post(f"{url}/generate", json={"text": "x"}, timeout=30)
+        if response.status_code != 200:
+            return response
+
+
+def test_a_signal_drains_and_a_second_one_ends(
+    start: Callable[..., Server], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = ("--batch-folder", str(tmp_path))
+    server = start("asyncsgl", "serve", "--model", str(tiny_model), "--port", "0", *SMALL, *folder)
+    assert httpx.get(f"{server.url}/ready").status_code == 200
+    with httpx.stream("POST", f"{server.url}/generate", json={**LONG, "stream": True}) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        server.signal(signal.SIGTERM)
+        response = refused(server.url)
+        assert response.status_code == 503
+        assert response.headers["retry-after"]
+        assert "shutting down" in response.json()["error"]["message"]
+        assert httpx.get(f"{server.url}/health").status_code == 503
+        assert list(lines)[-2] == "data: [DONE]"  # what ran was answered to its end
+    assert server.status() == 0
+    assert "Traceback" not in "".join(server.lines)
+
+
+def test_a_second_signal_ends_at_once(start: Callable[..., Server], tiny_model: Path) -> None:
+    command = ("asyncsgl.launch_server", "--model-path", str(tiny_model), "--port", "0")
+    server = start(*command, "--max-total-tokens", "8192", "--log-level", "error")
+    with httpx.stream("POST", f"{server.url}/generate", json={**LONG, "stream": True}) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        server.signal(signal.SIGINT)
+        assert refused(server.url).status_code == 503
+        server.signal(signal.SIGINT)
+        assert not ends_well(lines)
+    assert server.status() == 130
+
+
+def run(*command: str) -> tuple[int, str]:
+    """The status and the error output of a command that does not serve."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_port_in_use_is_told(tiny_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, error = run("asyncsgl", "serve", "--model", str(tiny_model), "--port", port)
+    assert status == 2
+    assert f"cannot serve on 127.0.0.1 port {port}" in error
+    assert "choose another port" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--lora-paths", "x"), "this server has no --lora-paths x"),
+        (("--tp-size", "2"), "tp_size=2"),
+        (("--mem-fraction-static", "2"), "mem_fraction_static"),
+        (("--log-level", "loud"), "log_level: 'loud' is not one of"),
+        (("--api-key", ""), "api_key: is empty"),
+    ],
+)
+def test_flags_that_cannot_hold_are_refused(flags: tuple[str, ...], words: str) -> None:
+    command = ("asyncsgl.launch_server", "--model-path", "no-such-model", "--port", "0")
+    status, error = run(*command, *flags)
+    assert (status, words in error) == (2, True), error
