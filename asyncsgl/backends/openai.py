@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
-    BackendConnectionError,
     BackendError,
-    BackendTimeout,
     ContentFilterError,
     ContextLengthError,
     InvalidArgument,
@@ -46,8 +43,9 @@ from .per_loop import PerLoop
 from .planning import Profile
 from .provider import ProviderBackend
 from .retry import retried, retry_after
-from .sdk_errors import no_secrets, transport_error
+from .sdk_errors import no_secrets
 from .settings import Settings
+from .stainless import http_client, sdk_error
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -55,7 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["OpenAI"]
 
 _UNSUPPORTED = frozenset({"unsupported_parameter", "unsupported_value"})
-_MAX_CONNECTIONS = 1000
 
 
 class OpenAI(ProviderBackend):
@@ -296,7 +293,10 @@ class OpenAI(ProviderBackend):
     def _make_client(self) -> AsyncOpenAI:
         openai = import_module("openai")
         arguments = {name: value for name, value in self._client_args.items() if value is not None}
-        arguments.setdefault("http_client", _http_client(openai, self.limiter.concurrency))
+        major = int(openai.__version__.partition(".")[0])
+        library = "httpx2" if major >= 3 else "httpx"
+        if "http_client" not in arguments:
+            arguments["http_client"] = http_client(openai, self.limiter.concurrency, library)
         kind = openai.AsyncAzureOpenAI if self._azure_class else openai.AsyncOpenAI
         try:
             client: AsyncOpenAI = kind(timeout=self.settings.timeout, max_retries=0, **arguments)
@@ -327,18 +327,6 @@ def _is_reasoning(model: str) -> bool:
     return is_reasoning_model(model)
 
 
-def _http_client(openai: Any, concurrency: float) -> Any:
-    """The SDK's client over aiohttp where that is there, with room for all calls."""
-    major = int(openai.__version__.partition(".")[0])
-    limits = import_module("httpx2" if major >= 3 else "httpx").Limits
-    most = _MAX_CONNECTIONS if concurrency == math.inf else max(int(concurrency), 1)
-    bounds = limits(max_connections=most, max_keepalive_connections=most)
-    try:
-        return openai.DefaultAioHttpClient(limits=bounds)
-    except RuntimeError:
-        return openai.DefaultAsyncHttpxClient(limits=bounds)
-
-
 async def _disconnect(client: AsyncOpenAI) -> None:
     await client.close()
 
@@ -350,23 +338,7 @@ def translated(error: Exception, backend: str) -> BackendError | None:
         error: what was raised around the SDK.
         backend: the backend's name.
     """
-    import openai
-
-    if isinstance(error, openai.APITimeoutError):
-        return BackendTimeout("no answer in time", backend=backend)
-    if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__
-        said = f"{error.message} {cause or ''}".strip()
-        return BackendConnectionError(no_secrets(said), backend=backend)
-    if isinstance(error, openai.APIResponseValidationError):
-        return BackendError(f"the answer is not as it must be: {error.message}", backend=backend)
-    if isinstance(error, openai.APIStatusError):
-        return _status_error(error, backend)
-    if isinstance(error, openai.APIError):  # an error event in a stream
-        said = no_secrets(error.message)
-        status = 429 if error.code == "rate_limit_exceeded" else 500
-        return error_of_status(status, said, backend=backend)
-    return transport_error(error, backend)
+    return sdk_error(import_module("openai"), error, backend, _status_error)
 
 
 def _status_error(error: Any, backend: str) -> BackendError:

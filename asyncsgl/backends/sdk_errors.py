@@ -7,7 +7,7 @@ import sys
 
 from ..errors import BackendConnectionError, BackendError, BackendTimeout
 
-__all__ = ["no_secrets", "transport_error"]
+__all__ = ["failed_to_connect", "no_secrets", "transport_error"]
 
 _SHOWN = 1000
 
@@ -19,6 +19,8 @@ def transport_error(error: Exception, backend: str) -> BackendError | None:
     differs by its version.
     """
     said = no_secrets(str(error) or type(error).__name__)
+    if failed_to_connect(error):
+        return BackendConnectionError(f"the connection failed: {said}", backend=backend)
     if isinstance(error, TimeoutError) or _is(error, "TimeoutException", "httpx", "httpx2"):
         return BackendTimeout(f"no answer in time: {said}", backend=backend)
     if (
@@ -32,7 +34,19 @@ def transport_error(error: Exception, backend: str) -> BackendError | None:
     return None
 
 
-def _is(error: Exception, name: str, *modules: str) -> bool:
+def failed_to_connect(error: BaseException | None) -> bool:
+    """Whether there is a lost or refused connection below ``error``.
+
+    The aiohttp transports of the SDKs call every connection error a timeout of connecting.
+    """
+    while error is not None:
+        if _is(error, "ClientConnectionError", "aiohttp"):
+            return not isinstance(error, TimeoutError)
+        error = error.__cause__
+    return False
+
+
+def _is(error: BaseException, name: str, *modules: str) -> bool:
     loaded = (getattr(sys.modules.get(module), name, None) for module in modules)
     return any(isinstance(kind, type) and isinstance(error, kind) for kind in loaded)
 

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from asyncsgl.backends.anthropic import Anthropic
 from asyncsgl.backends.openai import OpenAI
 from asyncsgl.backends.provider import ProviderBackend
 from asyncsgl.backends.retry import RetryPolicy
+from tests.fakes.anthropic import KEY as ANTHROPIC_KEY
+from tests.fakes.anthropic import FakeAnthropic
 from tests.fakes.openai import KEY, FakeOpenAI
 from tests.fakes.service import FakeService
 
@@ -106,6 +109,18 @@ def _azure_v1(url: str, **settings: Any) -> OpenAI:
     return OpenAI("my-deployment", is_azure=True, azure_endpoint=url, api_key=KEY, **settings)
 
 
+def _anthropic(model: str) -> Callable[..., Anthropic]:
+    def make(url: str, **settings: Any) -> Anthropic:
+        return Anthropic(model, base_url=url, api_key=ANTHROPIC_KEY, **settings)
+
+    return make
+
+
+def _claude(version: str) -> Subject:
+    opened = harness(FakeAnthropic, _anthropic(f"claude-{version}"), ANTHROPIC_KEY)
+    return Subject(f"anthropic-{version}", opened, "anthropic")
+
+
 SUBJECTS: list[Subject] = [
     Subject("openai-chat", harness(FakeOpenAI, _openai("gpt-4o"), KEY), "openai"),
     Subject("openai-reasoning", harness(FakeOpenAI, _openai("gpt-5.5"), KEY), "openai"),
@@ -113,4 +128,8 @@ SUBJECTS: list[Subject] = [
     Subject("openai-completion", harness(FakeOpenAI, _openai("davinci-002"), KEY), "openai"),
     Subject("azure", harness(FakeOpenAI, _azure, KEY), "openai"),
     Subject("azure-v1", harness(FakeOpenAI, _azure_v1, KEY), "openai"),
+    _claude("haiku-4-5"),
+    _claude("opus-4-6"),
+    _claude("sonnet-5"),
+    _claude("3-haiku-20240307"),
 ]

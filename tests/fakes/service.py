@@ -269,7 +269,7 @@ class FakeService:
                     return response
                 if kind == "stall":
                     await asyncio.Event().wait()
-                await response.write(b'data: {"half\n\n')
+                event = event[:-4]
             await response.write(f"{event}\n\n".encode())
             await asyncio.sleep(0)
         await response.write_eof()
