@@ -78,7 +78,7 @@ _ALL = (
     ),
     _make(
         "llama-2-chat",
-        ("<<SYS>>\n", "\n<</SYS>>\n\n"),
+        ("[INST] <<SYS>>\n", "\n<</SYS>>\n\n"),
         ("[INST] ", " [/INST]"),
         ("", " </s><s>"),
         system_inside_user=True,

@@ -179,7 +179,7 @@ async def test_without_a_backend_the_error_says_how_to_set_one() -> None:
     with pytest.raises(sgl.UsageError, match="set_default_backend"):
         await ask.run()
     with pytest.raises(sgl.UsageError, match="not a backend: 'x'"):
-        await ask.run(backend="x")
+        await ask.run(backend="x")  # type: ignore[arg-type]
     with pytest.raises(sgl.UsageError, match="not a backend"):
         sgl.set_default_backend("x")  # type: ignore[arg-type]
 

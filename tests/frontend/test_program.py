@@ -32,7 +32,7 @@ async def test_arguments_by_name_by_position_and_by_default(backend: ScriptedBac
     assert (await greet.run("a", "dry", backend=backend)).return_value == "a/dry"
     assert (await greet.run("a", tone="dry", backend=backend)).return_value == "a/dry"
     assert (await greet("a", backend=backend)).return_value == "a/kind"
-    assert (greet.name, greet.__name__, greet.__doc__) == ("greet", "greet", "Greets.")
+    assert (greet.name, greet.__doc__) == ("greet", "Greets.")
     assert repr(greet).startswith("<Program greet(name")
 
 
@@ -104,9 +104,9 @@ def test_a_function_needs_a_state_and_named_parameters() -> None:
     with pytest.raises(
         sgl.ProgramError, match=r"'\*more' of the program .* cannot be given by name"
     ):
-        sgl.function(lambda s, *more: None)
+        sgl.function(lambda s, *more: None)  # noqa: ARG005
     with pytest.raises(sgl.ProgramError, match=r"'x' of the program .* cannot be given by name"):
-        sgl.function(lambda s, x, /: None)
+        sgl.function(lambda s, x, /: None)  # noqa: ARG005
 
 
 def test_checking_arguments_without_running() -> None:
@@ -146,15 +146,15 @@ async def test_never_more_at_once_than_asked_for() -> None:
     seen: list[int] = []
 
     def answer(request: Any) -> str:
-        seen.append(backend.running)
+        seen.append(scripted.running)
         return "x"
 
-    backend = ScriptedBackend(answer, delay=0.001)
-    await greet.run_batch(ROWS, num_threads=3, backend=backend)
+    scripted = ScriptedBackend(answer, delay=0.001)
+    await greet.run_batch(ROWS, num_threads=3, backend=scripted)
     assert max(seen) == 3
     for threads in (0, -1, 1.5, True, "many"):
         with pytest.raises(sgl.InvalidArgument, match="num_threads"):
-            await greet.run_batch(ROWS, num_threads=threads, backend=backend)
+            await greet.run_batch(ROWS, num_threads=threads, backend=scripted)  # type: ignore[arg-type]
 
 
 def failing_on_odd(request: Any) -> str | Exception:
