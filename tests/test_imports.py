@@ -33,9 +33,10 @@ ROWS = {
     "asyncsgl_engine": (
         ("errors", "config", "request", "plan", "statistics"),
         ("pages", "radix", "stops", "sequence", "scheduler", "answer", "constraints", "delivery"),
+        ("hub",),
         ("kv_cache", "inputs", "attention", "sampler", "logits", "logprobs"),
+        ("detokenizer", "tokenizer"),
         ("regex_syntax", "grammar"),
-        ("hub", "detokenizer", "tokenizer"),
         ("device", "model", "multimodal", "runner", "graphs", "parallel"),
         ("core",),
         ("loading", "profiling"),

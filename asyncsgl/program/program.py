@@ -16,7 +16,7 @@ from collections.abc import (
     Sized,
 )
 from contextlib import aclosing, contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 from ..backends.base import Backend
 from ..batch.executor import Outcome, bounded
@@ -386,7 +386,19 @@ def concurrency_of(num_threads: object, backend: Backend) -> int:
     return num_threads
 
 
-def function(body: Body | None = None, *, num_api_spec_tokens: int | None = None) -> Any:
+@overload
+def function(body: Body, *, num_api_spec_tokens: int | None = None) -> Program: ...
+
+
+@overload
+def function(
+    body: None = None, *, num_api_spec_tokens: int | None = None
+) -> Callable[[Body], Program]: ...
+
+
+def function(
+    body: Body | None = None, *, num_api_spec_tokens: int | None = None
+) -> Program | Callable[[Body], Program]:
     """Make a program of a function whose first parameter is the program state.
 
     Args:

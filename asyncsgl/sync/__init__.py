@@ -8,16 +8,12 @@ and from several threads at once.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import asyncsgl
 
-from ..program.program import Program
 from .config import global_config
-from .portal import PORTAL
 from .program import BlockingProgram
 from .stream import StreamingState
 
@@ -26,6 +22,7 @@ if TYPE_CHECKING:
 
     from .runtime import Runtime as Runtime  # type: ignore[assignment]
 
+from .program import function  # type: ignore[assignment]
 from .utilities import (  # type: ignore[assignment]
     cache_prefix,
     flush_cache,
@@ -33,26 +30,6 @@ from .utilities import (  # type: ignore[assignment]
     start_profile,
     stop_profile,
 )
-
-
-def function(  # type: ignore[no-redef]
-    body: Callable[..., Any] | Program | None = None, *, num_api_spec_tokens: int | None = None
-) -> Any:
-    """Make a blocking program of a function, or of a program of :func:`asyncsgl.function`.
-
-    Args:
-        body: a function whose first parameter is the program state.
-        num_api_spec_tokens: see :func:`asyncsgl.function`.
-
-    Raises:
-        ProgramError: the function has no parameter for the state.
-    """
-    if body is None:
-        return functools.partial(function, num_api_spec_tokens=num_api_spec_tokens)
-    if not isinstance(body, Program):
-        body = Program(body, num_api_spec_tokens=num_api_spec_tokens)
-    return BlockingProgram(body, PORTAL)
-
 
 __all__ = [
     "AsyncSGLError",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..errors import ProgramError
@@ -47,6 +49,7 @@ class Portal:
             target=self._loop.run_forever, name="asyncsgl-portal", daemon=True
         )
         self._thread.start()
+        atexit.register(_wind_up, self._loop, self._pid)
 
     def submit(self, function: Callable[[], Coroutine[Any, Any, T]]) -> tuple[Future[T], Cancel]:
         """Start a coroutine on the loop: its future, and how to cancel it.
@@ -97,6 +100,15 @@ class Portal:
                 cancel()
                 future.exception()
             raise
+
+
+def _wind_up(loop: asyncio.AbstractEventLoop, pid: int) -> None:
+    """Close the connections that live on the loop, while its thread is still there."""
+    if pid != os.getpid():
+        return
+    closing = asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop)
+    with suppress(TimeoutError):
+        closing.result(2.0)
 
 
 PORTAL = Portal()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..backends.base import Backend
 from ..program.program import Program
 from ..program.result import State
 from .door import ThreadDoor
-from .portal import Portal
+from .portal import PORTAL, Portal
 from .stream import StreamingState
 
 if TYPE_CHECKING:
     from ..program.tracer import Traced
 
-__all__ = ["BlockingProgram"]
+__all__ = ["BlockingProgram", "function"]
 
 _END = object()
 
@@ -149,3 +149,34 @@ class BlockingProgram:
 
     def __repr__(self) -> str:
         return f"<BlockingProgram {self.name}{self.program.signature}>"
+
+
+@overload
+def function(
+    body: Callable[..., Any] | Program, *, num_api_spec_tokens: int | None = None
+) -> BlockingProgram: ...
+
+
+@overload
+def function(
+    body: None = None, *, num_api_spec_tokens: int | None = None
+) -> Callable[[Callable[..., Any] | Program], BlockingProgram]: ...
+
+
+def function(
+    body: Callable[..., Any] | Program | None = None, *, num_api_spec_tokens: int | None = None
+) -> BlockingProgram | Callable[[Callable[..., Any] | Program], BlockingProgram]:
+    """Make a blocking program of a function, or of a program of :func:`asyncsgl.function`.
+
+    Args:
+        body: a function whose first parameter is the program state.
+        num_api_spec_tokens: see :func:`asyncsgl.function`.
+
+    Raises:
+        ProgramError: the function has no parameter for the state.
+    """
+    if body is None:
+        return functools.partial(function, num_api_spec_tokens=num_api_spec_tokens)
+    if not isinstance(body, Program):
+        body = Program(body, num_api_spec_tokens=num_api_spec_tokens)
+    return BlockingProgram(body, PORTAL)

@@ -118,6 +118,7 @@ def test_text_async_iter_leaves_the_callers_loop_free(backend: ScriptedBackend) 
     async def main() -> tuple[str, object]:
         state = tell.run(question="hello", backend=backend, stream=True)
         pieces = [pair async for pair in state.text_async_iter("answer", return_meta_data=True)]
+        state.sync()
         return "".join(piece for piece, _ in pieces), pieces[-1][1].finish_reason
 
     assert asyncio.run(main()) == ("echo hello", "stop")
