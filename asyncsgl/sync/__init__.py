@@ -14,22 +14,88 @@ from typing import TYPE_CHECKING, Any
 import asyncsgl
 
 from .config import global_config
-from .program import BlockingProgram
+from .program import BlockingProgram, function
 from .stream import StreamingState
-
-if TYPE_CHECKING:
-    from asyncsgl import *
-
-    from .runtime import Runtime as Runtime  # type: ignore[assignment]
-
-from .program import function  # type: ignore[assignment]
-from .utilities import (  # type: ignore[assignment]
+from .utilities import (
     cache_prefix,
     flush_cache,
     get_server_info,
     start_profile,
     stop_profile,
 )
+
+if TYPE_CHECKING:
+    from asyncsgl import (
+        AsyncSGLError,
+        AuthenticationError,
+        Backend,
+        BackendConnectionError,
+        BackendError,
+        BackendTimeout,
+        BadRequestError,
+        BatchError,
+        Branches,
+        BudgetExceeded,
+        Capabilities,
+        ChatTemplate,
+        ChoicesMethod,
+        ClosedError,
+        ContentFilterError,
+        ContextLengthError,
+        Event,
+        GenRequest,
+        InternalError,
+        InvalidArgument,
+        JinjaTemplate,
+        Meta,
+        MissingDependency,
+        NamedTemplate,
+        NotFoundError,
+        Outcome,
+        OutputError,
+        OverloadedError,
+        Program,
+        ProgramError,
+        ProgramState,
+        ProgramStream,
+        RateLimitError,
+        RuntimeEndpoint,
+        SamplingParams,
+        State,
+        TruncatedStreamError,
+        UnknownVariable,
+        UnsupportedFeature,
+        Usage,
+        UsageError,
+        Variable,
+        assistant,
+        assistant_begin,
+        assistant_end,
+        backend_from_spec,
+        gen,
+        gen_int,
+        gen_string,
+        get_chat_template,
+        get_default_backend,
+        greedy_token_selection,
+        image,
+        register_chat_template,
+        select,
+        separate_reasoning,
+        set_default_backend,
+        system,
+        system_begin,
+        system_end,
+        token_length_normalized,
+        unconditional_likelihood_normalized,
+        use_backend,
+        user,
+        user_begin,
+        user_end,
+        video,
+    )
+
+    from .runtime import Runtime
 
 __all__ = [
     "AsyncSGLError",
@@ -42,6 +108,7 @@ __all__ = [
     "BatchError",
     "BlockingProgram",
     "Branches",
+    "BudgetExceeded",
     "Capabilities",
     "ChatTemplate",
     "ChoicesMethod",
