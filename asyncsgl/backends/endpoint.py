@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import time
@@ -119,8 +120,9 @@ class RuntimeEndpoint(Backend):
         )
         self.default_concurrency = min(self._settings.max_connections, 256)
         self._cooldown = cooldown_for(self.name, api_key or user_info, self.base_url)
-        self._links = PerLoop(self._make_link, Link.aclose)
+        self._links = PerLoop(functools.partial(_make_link, self._settings, self.name), Link.aclose)
         self._info: ModelInfo | None = None
+        self._warned = False
         self._counts: Counter[str] = Counter()
 
     @property
@@ -252,7 +254,20 @@ class RuntimeEndpoint(Backend):
             raise UnsupportedFeature(
                 self.name, "image", f"the model {info.model_path!r} takes only text"
             )
+        if not self._warned and any(message.role for message in request.messages):
+            self._warn(info)
         return request.text or info.begin, info
+
+    def _warn(self, info: ModelInfo) -> None:
+        """Say once that a prompt with roles may not have the form that the model knows."""
+        self._warned = True
+        if self.chat_template is None and info.template() is None:
+            _log.warning(
+                "%s tells no chat template and none is known for %r: roles are written as "
+                "'USER:' and 'ASSISTANT:'; pass chat_template_name=",
+                self.base_url,
+                info.model_path,
+            )
 
     # -- the server -------------------------------------------------------------------------
 
@@ -314,9 +329,6 @@ class RuntimeEndpoint(Backend):
     def __repr__(self) -> str:
         return f"<RuntimeEndpoint {self.base_url!r}>"
 
-    async def _make_link(self) -> Link:
-        return Link(await connect(self._settings), self.name)
-
     async def _model_info(self) -> ModelInfo:
         """What the server says of its model; asked for once."""
         if self._info is None:
@@ -324,15 +336,7 @@ class RuntimeEndpoint(Backend):
             async with link.info_lock:
                 if self._info is None:
                     body = await self._get_json("/model_info", "/get_model_info")
-                    info = ModelInfo.of(body)
-                    if self.chat_template is None and info.template() is None:
-                        _log.warning(
-                            "%s has no chat template for %r: roles are written as 'USER:' and "
-                            "'ASSISTANT:'; pass chat_template_name=",
-                            self.base_url,
-                            info.model_path,
-                        )
-                    self._info = info
+                    self._info = ModelInfo.of(body)
         return self._info
 
     async def _get_json(self, *paths: str) -> object:
@@ -347,6 +351,10 @@ class RuntimeEndpoint(Backend):
         link = await self._links.get()
         answer = await link.ask("POST", path, body)
         return answer.decode("utf-8", "replace").strip()
+
+
+async def _make_link(settings: HTTPSettings, backend: str) -> Link:
+    return Link(await connect(settings), backend)
 
 
 def _authorization(api_key: str | None, user_info: str | None) -> dict[str, str]:

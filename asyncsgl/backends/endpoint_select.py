@@ -68,14 +68,25 @@ class ChoiceScorer:
         [result] = await self._call({"text": prompt, "sampling_params": _ONLY_COMPUTE}, 1)
         tokens = int(result["meta_info"]["prompt_tokens"])
         start = max(tokens - _LOOK_BACK, 0)
-        prefix, *rows = await self._rows({"text": [prompt, *texts]}, start)
-        if start and not all(_common(prefix, row) for row in rows):
-            prefix, *rows = await self._rows({"text": [prompt, *texts]}, 0)
+        prefix, *rows = await self._split([prompt, *texts], start)
         rows = [row[_common(prefix, row) :] for row in rows]
         return [
             row if row[0].logprob is not None else await self._without_before(prompt, choice, row)
             for row, choice in zip(rows, choices, strict=True)
         ]
+
+    async def _split(self, texts: Sequence[str], start: int) -> list[Row]:
+        """The tokens of the prompt and of the texts that begin with it, from where they agree."""
+        try:
+            prefix, *rows = await self._rows({"text": texts}, start)
+        except BadRequestError:
+            if not start:
+                raise
+        else:
+            if not start or all(_common(prefix, row) for row in rows):
+                return [prefix, *rows]
+        # a choice changes tokens farther back, maybe so that there are fewer than before
+        return await self._rows({"text": texts}, 0)
 
     async def _without_before(self, prompt: str, choice: str, row: Row) -> Row:
         """The tokens of a choice that is one with the whole prompt, after a begin token."""

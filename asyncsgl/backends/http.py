@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -157,7 +158,9 @@ async def connect(settings: HTTPSettings) -> HTTPClient:
         InvalidArgument: the CA file cannot be read.
     """
     context = await asyncio.to_thread(settings.ssl_context) if settings.secure else None
-    if (settings.library or _best()) == "aiohttp":
+    library = settings.library or _best()
+    await asyncio.to_thread(import_module, library)  # it takes a while
+    if library == "aiohttp":
         from .http_aiohttp import connect_aiohttp
 
         return connect_aiohttp(settings, context)

@@ -58,7 +58,7 @@ class PerLoop(Generic[C]):
         if held.client is None:
             async with held.lock:
                 if held.client is None:
-                    held.life = self._life()
+                    held.life = _life(self._make, self._close, weakref.ref(self._held))
                     held.client = await anext(held.life)
         return held.client
 
@@ -77,14 +77,23 @@ class PerLoop(Generic[C]):
                 await asyncio.wrap_future(closing)
         self._held.clear()
 
-    async def _life(self) -> AsyncGenerator[C, None]:
-        loop = asyncio.get_running_loop()
-        client = await self._make()
-        try:
-            yield client
-        finally:
-            self._held.pop(loop, None)
-            await self._close(client)
+
+async def _life(
+    make: Callable[[], Awaitable[C]],
+    close: Callable[[C], Awaitable[None]],
+    registry: weakref.ref[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Held[C]]],
+) -> AsyncGenerator[C, None]:
+    """The life of one client. It holds nothing else, so that it ends with its backend, too."""
+    loop = asyncio.get_running_loop()
+    client = await make()
+    del make
+    try:
+        yield client
+    finally:
+        held = registry()
+        if held is not None:
+            held.pop(loop, None)
+        await close(client)
 
 
 async def _closed(life: AsyncGenerator[C, None]) -> None:

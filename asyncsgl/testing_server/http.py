@@ -152,12 +152,20 @@ class Listener:
 
     Args:
         handler: answers one request.
+        changed: called when a connection comes or goes.
         idle: seconds that a connection may be idle.
         context: for https.
     """
 
-    def __init__(self, handler: Handler, idle: float, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        changed: Callable[[], None],
+        idle: float,
+        context: ssl.SSLContext | None,
+    ) -> None:
         self._handler = handler
+        self._changed = changed
         self._idle = idle
         self._context = context
         self._server: asyncio.Server | None = None
@@ -195,9 +203,14 @@ class Listener:
             self.accepted += 1
             task = asyncio.create_task(self._serve(Connection(reader, writer)))
             self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+            task.add_done_callback(self._ended)
+            self._changed()
 
         return asyncio.StreamReaderProtocol(reader, accept)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        self._changed()
 
     async def _serve(self, connection: Connection) -> None:
         dropped = False

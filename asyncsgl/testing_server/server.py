@@ -6,7 +6,7 @@ import asyncio
 import json
 import ssl
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -99,9 +99,10 @@ class FakeServer:
         self._notices = notices
         self._key = api_key
         self._scheme = "https" if context is not None else "http"
-        self._listener = Listener(self._handle, idle, context)
+        self._listener = Listener(self._handle, self._changed, idle, context)
         self._running: dict[str, _Running] = {}
         self._orphans: set[asyncio.Task[None]] = set()
+        self._change: asyncio.Future[None] | None = None
 
     @property
     def url(self) -> str:
@@ -127,6 +128,18 @@ class FakeServer:
         """The bodies of the ``/generate`` requests, in order."""
         return [request.json for request in self.requests if request.path == "/generate"]
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition`` holds; it is looked at whenever something changes here."""
+        while not condition():
+            if self._change is None:
+                self._change = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._change)
+
+    def _changed(self) -> None:
+        if self._change is not None:
+            self._change.set_result(None)
+            self._change = None
+
     async def __aenter__(self) -> Self:
         await self._listener.start()
         return self
@@ -145,6 +158,7 @@ class FakeServer:
 
     async def _handle(self, request: Request, connection: Connection) -> None:
         self.requests.append(request)
+        self._changed()
         if self._key and request.headers.get("authorization") != f"Bearer {self._key}":
             await _send(connection, {"error": "Unauthorized"}, 401)
             return
@@ -179,6 +193,7 @@ class FakeServer:
 
     def _abort(self, body: Mapping[str, Any]) -> None:
         self.aborted.append(body["rid"])
+        self._changed()
         for rid, running in self._running.items():
             if body["rid"] and rid.startswith(body["rid"]):
                 running.aborted.set()
@@ -191,6 +206,7 @@ class FakeServer:
         rid = body.get("rid")
         name = rid if isinstance(rid, str) else rid[0] if rid else f"server-{len(self.requests)}"
         running = self._running[name] = _Running(asyncio.Event())
+        self._changed()
         aborting = asyncio.ensure_future(running.aborted.wait())
         answering = asyncio.ensure_future(self._answered(body, fault, connection))
         try:
@@ -211,6 +227,7 @@ class FakeServer:
             aborting.cancel()
             answering.cancel()
             await asyncio.wait((aborting, answering))
+            self._changed()
 
     def _outlive(self, name: str, running: _Running) -> None:
         """Go on with a request whose client has left, until it is aborted."""
@@ -219,6 +236,7 @@ class FakeServer:
             await running.aborted.wait()
             self.given_up += 1
             self._running.pop(name, None)
+            self._changed()
 
         task = asyncio.create_task(until_aborted(), name=name)
         self._orphans.add(task)

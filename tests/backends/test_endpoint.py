@@ -259,14 +259,26 @@ async def test_the_prompt_has_the_models_own_form(
 
 async def test_a_named_template_wins_and_an_assigned_one_over_it() -> None:
     info = {"model_path": "x", "chat_template": JINJA}
-    async with FakeServer("x", model_info=info) as server:
-        async with RuntimeEndpoint(server.url, None, True, "gemma-it") as there:
-            await ask.run(question="Hi", backend=there)
-            there.chat_template = sgl.get_chat_template("vicuna_v1.1")
-            await ask.run(question="Hi", backend=there)
+    async with (
+        FakeServer("x", model_info=info) as server,
+        RuntimeEndpoint(server.url, None, True, "gemma-it") as there,
+    ):
+        await ask.run(question="Hi", backend=there)
+        there.chat_template = sgl.get_chat_template("vicuna_v1.1")
+        await ask.run(question="Hi", backend=there)
     first, second = (body["text"] for body in server.generates())
     assert first.startswith("<bos><start_of_turn>user\nHi")
     assert second.endswith("USER:Hi ASSISTANT:")
+
+
+async def test_an_unknown_form_of_turns_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with FakeServer("x", model_info=None) as server, RuntimeEndpoint(server.url) as there:
+        await complete.run(text="no turns here", backend=there)
+        assert caplog.messages == []
+        for _ in range(2):
+            await ask.run(question="Hi", backend=there)
+    [said] = caplog.messages
+    assert "pass chat_template_name=" in said
 
 
 async def test_an_unknown_template_name_is_refused_at_once() -> None:
@@ -298,11 +310,13 @@ async def test_an_empty_prompt_begins_with_the_token_that_begins_texts() -> None
 
 async def test_the_key_is_sent_and_never_shown() -> None:
     key = "sk-very-secret"
-    async with FakeServer("x", api_key=key) as server:
-        async with RuntimeEndpoint(server.url + "/", key) as there:
-            state = await ask.run(question="Hi", backend=there)
-            assert state["answer"] == "x"
-            assert key not in repr(there) + str(vars(there)) + str(there.statistics())
+    async with (
+        FakeServer("x", api_key=key) as server,
+        RuntimeEndpoint(server.url + "/", key) as there,
+    ):
+        state = await ask.run(question="Hi", backend=there)
+        assert state["answer"] == "x"
+        assert key not in repr(there) + str(vars(there)) + str(there.statistics())
         async with RuntimeEndpoint(server.url, "sk-other-secret") as wrong:
             with pytest.raises(sgl.AuthenticationError) as caught:
                 await ask.run(question="Hi", backend=wrong)

@@ -74,10 +74,12 @@ async def test_a_stream_whose_answer_is_whole_may_lack_its_marker() -> None:
 
 
 async def test_a_stream_that_ends_early_is_an_error() -> None:
-    async with FakeServer(TEXT, faults=[Cut(after=3)]) as server:
-        async with RuntimeEndpoint(server.url) as there:
-            with pytest.raises(sgl.TruncatedStreamError) as caught:
-                await streamed(there, request())
+    async with (
+        FakeServer(TEXT, faults=[Cut(after=3)]) as server,
+        RuntimeEndpoint(server.url) as there,
+    ):
+        with pytest.raises(sgl.TruncatedStreamError) as caught:
+            await streamed(there, request())
     assert caught.value.request_id == server.generates()[0]["rid"]
     assert len(server.generates()) == 1  # text had come: it is not asked for again
 
@@ -91,12 +93,16 @@ async def test_an_empty_stream_is_asked_for_again() -> None:
 
 
 async def test_a_broken_connection_is_an_error() -> None:
-    async with FakeServer(TEXT, faults=[Drop(after=3)]) as server:
-        async with RuntimeEndpoint(server.url) as there:
-            deltas: list[Delta] = []
-            with pytest.raises(sgl.BackendConnectionError):
-                async for delta in there.stream(request()):
-                    deltas.append(delta)  # noqa: PERF401 - what came before the error counts
+    deltas: list[Delta] = []
+
+    async def read(there: RuntimeEndpoint) -> None:
+        async for delta in there.stream(request()):
+            deltas.append(delta)  # noqa: PERF401 - what came before the error counts
+
+    faults = [Drop(after=3)]
+    async with FakeServer(TEXT, faults=faults) as server, RuntimeEndpoint(server.url) as there:
+        with pytest.raises(sgl.BackendConnectionError):
+            await read(there)
     assert len(deltas) == 3
 
 
@@ -119,16 +125,15 @@ async def test_a_broken_connection_is_an_error() -> None:
 async def test_errors_in_a_stream(
     fault: Fault, error: type[sgl.BackendError] | None, retried: bool
 ) -> None:
-    async with FakeServer(TEXT, faults=[fault]) as server:
-        async with RuntimeEndpoint(server.url) as there:
-            if error is None:
-                _, generation = await streamed(there, request())
-                assert generation.completions[0].text == TEXT
-            else:
-                with pytest.raises(error) as caught:
-                    await streamed(there, request())
-                assert caught.value.backend == "endpoint"
-                assert caught.value.request_id == server.generates()[0]["rid"]
+    async with FakeServer(TEXT, faults=[fault]) as server, RuntimeEndpoint(server.url) as there:
+        if error is None:
+            _, generation = await streamed(there, request())
+            assert generation.completions[0].text == TEXT
+        else:
+            with pytest.raises(error) as caught:
+                await streamed(there, request())
+            assert caught.value.backend == "endpoint"
+            assert caught.value.request_id == server.generates()[0]["rid"]
     assert len(server.generates()) == (2 if retried else 1)
 
 
@@ -210,8 +215,11 @@ async def test_a_program_streams() -> None:
         s += sgl.user("Hi")
         s += sgl.assistant(sgl.gen("answer"))
 
-    async with FakeServer(TEXT, packets=3) as server, RuntimeEndpoint(server.url) as there:
-        async with ask.stream(backend=there) as run:
-            pieces = [piece async for piece in run.text("answer")]
-            state = await run.result()
+    async with (
+        FakeServer(TEXT, packets=3) as server,
+        RuntimeEndpoint(server.url) as there,
+        ask.stream(backend=there) as run,
+    ):
+        pieces = [piece async for piece in run.text("answer")]
+        state = await run.result()
     assert "".join(pieces) == state["answer"] == TEXT
