@@ -22,7 +22,7 @@ from asyncsgl_engine.server import Address, ServerSettings, create_app
 from asyncsgl_engine.server.lifecycle import BackgroundServer
 
 CONTEXT = 2048
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)

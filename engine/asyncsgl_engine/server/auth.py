@@ -40,7 +40,7 @@ class Keys:
             return None
         scheme, _, given = (header or "").partition(" ")
         if scheme.lower() == "bearer":
-            digest = _digest(given.strip()) or b""
+            digest = _digest(_text(given.strip())) or b""
             if hmac.compare_digest(digest, wanted):
                 return None
             # The admin key opens every door; compared always, so that time tells nothing.
@@ -49,6 +49,11 @@ class Keys:
         return Failure(401, "Unauthorized: send the key as 'Authorization: Bearer KEY'")
 
 
+def _text(header: str) -> str:
+    """What a header's value, which came as Latin-1, says in UTF-8."""
+    return header.encode("latin-1", "replace").decode(errors="surrogateescape")
+
+
 def _digest(key: str | None) -> bytes | None:
     """Equal lengths for all keys, so that comparing them takes equal time."""
-    return None if key is None else hashlib.sha256(key.encode(errors="replace")).digest()
+    return None if key is None else hashlib.sha256(key.encode(errors="surrogateescape")).digest()

@@ -30,6 +30,17 @@ _INLINE_CHARACTERS = 4096
 """Texts up to this length are tokenised on the event loop: that takes less than a thread."""
 
 
+def _version() -> str:
+    try:
+        return version("asyncsgl")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+VERSION = _version()
+"""Read once, for it takes a look at files."""
+
+
 @dataclass(frozen=True, slots=True)
 class Incident:
     """An error that a client got.
@@ -64,7 +75,7 @@ class Service:
         self.metrics = Metrics(self.model_name, self._snapshot)
         self.incidents: deque[Incident] = deque(maxlen=50)
         self.started_at = time.time()
-        self.version = _version()
+        self.version = VERSION
         self.draining = False
         self.starting = False
         self._started = False
@@ -265,10 +276,3 @@ class Service:
             return self.engine.statistics(), self.engine.config
         except EngineError:
             return None
-
-
-def _version() -> str:
-    try:
-        return version("asyncsgl")
-    except PackageNotFoundError:
-        return "unknown"
