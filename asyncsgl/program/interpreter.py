@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import assert_never
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, assert_never
 
 from ..backends.base import Backend
 from ..errors import InternalError, ProgramError
@@ -19,9 +19,10 @@ from ..lang.expr import (
     ScopeEnd,
     Select,
     TextNode,
+    TextSource,
 )
 from ..lang.template import ChatTemplate
-from ..types import GenRequest, Message, SamplingParams, Usage
+from ..types import GenRequest, Media, Message, SamplingParams, Usage
 from .branch import Barrier, Branch, ForkPoint, Item, JoinPoint, Task
 from .events import BranchFinished, BranchStarted, Event, Listener, Text
 from .generation import generate_into, select_into
@@ -199,10 +200,13 @@ class Interpreter:
                 return False
             self._write(branch, item)
             return True
+        if isinstance(item, JoinPoint):
+            return False
         if isinstance(item, ForkPoint):
             self._open_gates(branch, item)
-            return True
-        return False
+        else:
+            item.done.resolve(None, None, None)
+        return True
 
     def _start(self, branch: Branch) -> None:
         if not branch.queue or branch.task is not None or branch.gated:
@@ -287,31 +291,35 @@ class Interpreter:
 
     # -- the meaning of each item -----------------------------------------------------
 
-    async def _execute(self, branch: Branch, item: Item) -> None:
-        """Execute an item that needs waiting."""
+    def _execute(self, branch: Branch, item: Item) -> Coroutine[Any, Any, None]:
+        """What executes an item that needs waiting."""
         match item:
             case Task(node=Gen() as node):
-                await generate_into(self, branch, node, item)
+                return generate_into(self, branch, node, item)
             case Task(node=Select() as node):
-                await select_into(self, branch, node, item)
+                return select_into(self, branch, node, item)
             case Task(node=Ref(source=source)):
-                value: object = await source
-                if not isinstance(value, str):
-                    raise ProgramError(
-                        f"the variable {source.name!r} is a list and cannot be appended as text: "
-                        "append one of its elements"
-                    )
-                self._add_text(branch, value)
+                return self._use(branch, source)
             case Task(node=MediaNode(load=load)):
-                branch.parts.append(await load())
+                return self._show(branch, load)
             case JoinPoint():
-                await self._join(branch, item)
-            case Barrier(done=done):
-                done.resolve(None, None, None)
-            case Task() | ForkPoint():
+                return self._join(branch, item)
+            case Task() | ForkPoint() | Barrier():
                 raise InternalError(f"nothing to wait for: {item!r}")
             case _:
                 assert_never(item)
+
+    async def _use(self, branch: Branch, source: TextSource) -> None:
+        value: object = await source
+        if not isinstance(value, str):
+            raise ProgramError(
+                f"the variable {source.name!r} is a list and cannot be appended as text: "
+                "append one of its elements"
+            )
+        self._add_text(branch, value)
+
+    async def _show(self, branch: Branch, load: Callable[[], Awaitable[Media]]) -> None:
+        branch.parts.append(await load())
 
     def _write(self, branch: Branch, task: Task) -> None:
         """Execute a node that needs no waiting."""

@@ -155,7 +155,7 @@ async def test_both_names_of_max_tokens_are_taken_everywhere(name: str) -> None:
     assert (state["x"], state["y"]) == ("a b", "a b")
     assert (await ask_plainly.run(backend=backend, **{name: 2}))["x"] == "a b"
     assert (await ask_plainly(backend=backend, **{name: 2}))["x"] == "a b"
-    [state] = await ask_plainly.run_batch([{}], backend=backend, **{name: 2})
+    [state] = await ask_plainly.run_batch([{}], backend=backend, **{name: 2})  # type: ignore[arg-type]
     assert state["x"] == "a b"
     async with ask_plainly.stream(backend=backend, **{name: 2}) as run:
         assert "".join([piece async for piece in run.text("x")]) == "a b"

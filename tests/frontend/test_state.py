@@ -355,7 +355,7 @@ async def test_names_of_sglangs_frontend_on_the_finished_state() -> None:
     state.sync()
     state.set_var("y", 1)
     assert (state.get_var("x"), state["y"], state.ret_value) == ("t", 1, 5)
-    assert state.error() is None
+    assert state.error() is None  # type: ignore[func-returns-value]
 
 
 async def test_chat_only_roles_reach_the_request_in_order() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import asyncsgl as sgl
 from asyncsgl import events
 from asyncsgl.testing import ScriptedBackend, last_text
-from asyncsgl.types import Completion, TokenLogprob
+from asyncsgl.types import Completion, Delta, GenRequest, TokenLogprob
 from tests.frontend.conftest import Left
 
 pytestmark = pytest.mark.anyio
@@ -237,7 +237,7 @@ async def test_the_error_of_a_tolerated_branch_reaches_its_reader() -> None:
 
 async def test_a_stream_that_ends_without_its_result_is_an_error() -> None:
     class Torn(ScriptedBackend):
-        async def stream(self, request: Any) -> Any:
+        async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
             async for delta in super().stream(request):
                 if delta.generation is None:
                     yield delta
