@@ -178,9 +178,10 @@ async def leave_by_error(run: sgl.ProgramStream) -> None:
 @pytest.mark.parametrize("leave", [leave_at_once, leave_by_break, leave_by_error])
 async def test_a_stream_that_is_left_early(leave: Leave, tasks_left: Left) -> None:
     backend = Observed("word " * 1000)
+    run = awaiting.stream(backend=backend)
     raised = None
     try:
-        async with awaiting.stream(backend=backend) as run:
+        async with run:
             await backend.asked.wait()
             await leave(run)
     except LookupError as error:

@@ -348,8 +348,9 @@ async def test_a_body_that_fails_inside_the_with_gives_its_branches_up(pending: 
     async def program(s: sgl.ProgramState) -> str:
         if pending:
             s += sgl.gen("before")
+        branches = s.fork(2)
         with pytest.raises(Boom):  # noqa: PT012 - the body of the with is what fails
-            async with s.fork(2) as branches:
+            async with branches:
                 branches += "child" + sgl.gen("x")
                 raise Boom
         text: str = await s.gen("after")
