@@ -29,6 +29,7 @@ class ModelFacts:
     Args:
         architecture: class name, for messages.
         num_layers: layers with attention.
+        num_heads: query heads in a layer.
         num_kv_heads: key/value heads in a layer.
         head_dim: elements of a head.
         vocab_size: rows of the output layer.
@@ -38,6 +39,7 @@ class ModelFacts:
 
     architecture: str
     num_layers: int
+    num_heads: int
     num_kv_heads: int
     head_dim: int
     vocab_size: int

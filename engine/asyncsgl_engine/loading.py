@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .attention import AttentionBackend, NativeAttention, TorchAttention, build_native
 from .config import EngineConfig, ResolvedConfig
 from .constraints import Constraints
 from .core import EngineCore
@@ -15,6 +16,7 @@ from .device import inspect_device
 from .errors import ConfigError
 from .grammar import GrammarCompiler
 from .hub import resolve_model
+from .hub.cache import default_cache_root
 from .model import load_model
 from .runner import ModelRunner
 from .tokenizer import Tokenizer
@@ -55,11 +57,24 @@ def load(config: EngineConfig, progress: Progress) -> Loaded:
         found.path, getattr(torch, config.resolve_dtype(device)), torch.device(device.device)
     )
     resolved = config.resolve(model.facts, inspect_device(config.device))
-    runner = ModelRunner(model, resolved)
+    runner = ModelRunner(model, resolved, choose_attention(resolved))
     constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
     core = EngineCore(resolved, runner, tokenizer, constraints)
     progress("Loading the model", 1.0)
     return Loaded(core, constraints, tokenizer, resolved)
+
+
+def choose_attention(config: ResolvedConfig) -> AttentionBackend:
+    """The fastest implementation that runs here."""
+    facts = config.model
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    if config.native and NativeAttention.takes(
+        dtype, facts.num_heads, facts.num_kv_heads, facts.head_dim
+    ):
+        library = build_native(default_cache_root() / "native")
+        if library is not None:
+            return NativeAttention(library)
+    return TorchAttention()
 
 
 def _tokenizer_folder(config: EngineConfig, model: Path) -> Path:

@@ -114,6 +114,7 @@ def wrap_model(module: PreTrainedModel) -> LoadedModel:
     facts = ModelFacts(
         architecture=type(module).__name__,
         num_layers=int(config.num_hidden_layers),
+        num_heads=heads,
         num_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
         vocab_size=_vocab_size(module),

@@ -19,7 +19,7 @@ def resolved(
     """Settings with the sizes that matter to the books."""
     return ResolvedConfig(
         model_path="none",
-        model=ModelFacts("None", 1, 1, 8, vocab, context, "float32"),
+        model=ModelFacts("None", 1, 1, 1, 8, vocab, context, "float32"),
         device="cpu",
         dtype="float32",
         page_size=page_size,

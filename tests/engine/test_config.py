@@ -7,7 +7,7 @@ import pytest
 from asyncsgl_engine.config import DeviceFacts, EngineConfig, ModelFacts
 from asyncsgl_engine.errors import ConfigError
 
-MODEL = ModelFacts("Tiny", 2, 1, 8, 300, 1000, "float32")
+MODEL = ModelFacts("Tiny", 2, 1, 1, 8, 300, 1000, "float32")
 CPU = DeviceFacts("cpu", 1 << 30, fast_bfloat16=False, threads=2)
 FAST = DeviceFacts("cpu", 1 << 30, fast_bfloat16=True, threads=2)
 

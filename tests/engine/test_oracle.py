@@ -104,6 +104,7 @@ async def test_greedy_tokens_equal_generate(
         max_total_tokens=tokens,
         max_running_requests=slots,
         disable_radix_cache=not shares,
+        enable_native=page_size != 16,
         debug_check=True,
     )
     async with AsyncEngine(config) as engine:
@@ -123,13 +124,35 @@ async def test_greedy_tokens_equal_generate(
         assert statistics.pages_free + statistics.pages_cached == statistics.pages_total
         if shares:
             assert statistics.cached_tokens > 0
-        if tokens < 300:
-            assert statistics.preemptions > 0
     oracle = await asyncio.to_thread(Oracle, folder)
     for request, answer in zip(requests, answers, strict=True):
         count = request.sampling.max_new_tokens
         expected = await asyncio.to_thread(oracle, request.prompt_ids, count)
         assert answer.result() == expected
+
+
+@pytest.mark.parametrize("native", [True, False])
+async def test_preempted_sequences_go_on_as_if_nothing_had_happened(
+    native: bool, model_folder: Callable[[str], Path]
+) -> None:
+    folder = model_folder("llama")
+    config = EngineConfig(
+        model_path=str(folder),
+        dtype="float32",
+        page_size=4,
+        max_total_tokens=120,
+        enable_native=native,
+        debug_check=True,
+    )
+    growing = Sampling(max_new_tokens=40, temperature=0.0, ignore_eos=True)
+    requests = [Request(f"r{n}", (n, 7, n * 5), growing) for n in range(10)]
+    async with AsyncEngine(config) as engine:
+        # All are handed over before the first step can end, and they outgrow the pages by far.
+        answers = await asyncio.gather(*map(engine.generate, requests))
+        assert engine.statistics().preemptions > 0
+    oracle = await asyncio.to_thread(Oracle, folder)
+    for request, answer in zip(requests, answers, strict=True):
+        assert answer.token_ids == await asyncio.to_thread(oracle, request.prompt_ids, 40)
 
 
 async def test_the_default_model_too() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from .base import AttentionBackend, LayerCall, StepContext
 from .interface import IMPLEMENTATION, register
+from .native import NativeAttention, build_native
 from .torch_cpu import TorchAttention
 
 __all__ = [
     "IMPLEMENTATION",
     "AttentionBackend",
     "LayerCall",
+    "NativeAttention",
     "StepContext",
     "TorchAttention",
+    "build_native",
     "register",
 ]
