@@ -31,6 +31,7 @@ class Served:
 
     url: str
     engine: AsyncEngine
+    stop: Callable[[], None]
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         """Post JSON."""
@@ -98,7 +99,7 @@ def serving(stack: ExitStack, engine: AsyncEngine, settings: ServerSettings) -> 
     stack.callback(engine.shutdown)
     server = BackgroundServer(create_app(engine, settings), Address(port=0))
     stack.callback(server.stop)
-    return Served(asyncio.run(server.start()), engine)
+    return Served(asyncio.run(server.start()), engine, server.stop)
 
 
 @pytest.fixture(scope="session")

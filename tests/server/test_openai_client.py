@@ -162,6 +162,26 @@ def test_a_streamed_completion(client: OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream).startswith(" Paris")
 
 
+async def test_a_batch(async_client: AsyncOpenAI) -> None:
+    body = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 4}
+    ask = {"method": "POST", "url": "/v1/chat/completions", "body": body}
+    content = "".join(json.dumps({**ask, "custom_id": f"row-{row}"}) + "\n" for row in range(3))
+    file = await async_client.files.create(file=content.encode(), purpose="batch")
+    batch = await async_client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    while batch.status != "completed":
+        batch = await async_client.batches.retrieve(batch.id)
+        assert batch.status in ("validating", "in_progress", "finalizing", "completed")
+    assert batch.request_counts is not None
+    assert batch.request_counts.completed == 3
+    output = await async_client.files.content(str(batch.output_file_id))
+    rows = [json.loads(line) for line in output.text.splitlines()]
+    assert {row["custom_id"] for row in rows} == {"row-0", "row-1", "row-2"}
+    texts = {row["response"]["body"]["choices"][0]["message"]["content"] for row in rows}
+    assert all("Paris" in text for text in texts)
+
+
 def test_models(client: OpenAI) -> None:
     assert [card.id for card in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -14,11 +15,10 @@ from starlette.responses import Response
 
 from ..engine import AsyncEngine
 from ..errors import EngineError
-from . import control, info, native, openai
+from . import batches, control, info, native, openai
 from .events import ClientLeft
-from .failures import Failure, failure_of, failure_response
+from .failures import Failure, failure_of, failure_response, shape_failure
 from .gate import Gate
-from .native_body import SamplingBody
 from .routing import ERRORS, checked_text, served_by
 from .service import Service
 from .settings import ServerSettings
@@ -39,6 +39,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings | None = None) -> F
         settings: keys, limits and places.
     """
     service = Service(engine, settings or ServerSettings())
+    service.answer = partial(openai.answer_batched, service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -47,7 +48,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings | None = None) -> F
 
     app = FastAPI(title="asyncsgl", summary="Generate text.", lifespan=lifespan, responses=ERRORS)
     app.state.service = service
-    for module in (native, openai, info, control):
+    for module in (native, openai, batches, info, control):
         app.include_router(module.router, dependencies=[Depends(checked_text)])
     app.add_middleware(Gate, service=service)
     for kind in (Failure, EngineError, TimeoutError, HTTPException, RequestValidationError):
@@ -84,28 +85,8 @@ async def _nobody(_request: Request, _error: Exception) -> Response:
 def _failure(error: Exception) -> Failure:
     match error:
         case RequestValidationError():
-            return _shape_failure(error)
+            return shape_failure(error.errors())
         case HTTPException():
             return Failure(error.status_code, str(error.detail))
         case _:
             return failure_of(error)
-
-
-_NO_NAMES = frozenset(("body", "query", "header", "path", "str", "int", "float", "bool"))
-
-
-def _is_name(part: str) -> bool:
-    """Whether a part of a location is a field's name, and not one of the types it may have."""
-    return part not in _NO_NAMES and part.replace("_", "").replace("-", "").islower()
-
-
-def _shape_failure(error: RequestValidationError) -> Failure:
-    """The first thing that is wrong with a body's shape."""
-    first = error.errors()[0]
-    names = [str(part) for part in first["loc"] if isinstance(part, int) or _is_name(part)]
-    where = ".".join(names)
-    if first["type"] == "extra_forbidden":
-        accepted = ", ".join(sorted(SamplingBody.model_fields))
-        known = f"; accepted are {accepted}" if "sampling_params" in names else ""
-        return Failure(400, f"{where}: there is no such parameter{known}", where)
-    return Failure(400, f"{where or 'body'}: {first['msg']}", where or None)

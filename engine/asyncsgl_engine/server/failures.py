@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -16,8 +17,9 @@ from ..errors import (
     Overloaded,
     PromptTooLong,
 )
+from .native_body import SamplingBody
 
-__all__ = ["Failure", "dumps", "failure_of", "failure_response", "json_response"]
+__all__ = ["Failure", "dumps", "failure_of", "failure_response", "json_response", "shape_failure"]
 
 RETRY_AFTER_S = 1
 _TYPES = {
@@ -127,3 +129,27 @@ def dumps(body: object) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode(
         errors="backslashreplace"
     )
+
+
+_NO_NAMES = frozenset(("body", "query", "header", "path", "str", "int", "float", "bool"))
+
+
+def _is_name(part: str) -> bool:
+    """Whether a part of a location is a field's name, and not one of the types it may have."""
+    return part not in _NO_NAMES and part.replace("_", "").replace("-", "").islower()
+
+
+def shape_failure(errors: Sequence[Mapping[str, Any]]) -> Failure:
+    """The answer to a body of the wrong shape.
+
+    Args:
+        errors: pydantic's; the first one is told.
+    """
+    first = errors[0]
+    names = [str(part) for part in first["loc"] if isinstance(part, int) or _is_name(part)]
+    where = ".".join(names)
+    if first["type"] == "extra_forbidden":
+        accepted = ", ".join(sorted(SamplingBody.model_fields))
+        known = f"; accepted are {accepted}" if "sampling_params" in names else ""
+        return Failure(400, f"{where}: there is no such parameter{known}", where)
+    return Failure(400, f"{where or 'body'}: {first['msg']}", where or None)

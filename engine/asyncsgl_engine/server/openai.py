@@ -18,9 +18,12 @@ from .openai_body import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from .routing import Deadline, Shared
 from .service import Service
 
-__all__ = ["chat_answer", "completion_answer", "router"]
+__all__ = ["answer_batched", "router"]
 
 router = APIRouter(tags=["OpenAI"])
+
+_BEHIND = -(1 << 20)
+"""The priority of requests that nobody waits for."""
 
 
 @router.post("/v1/chat/completions")
@@ -39,21 +42,25 @@ async def completions(
     return await _respond(request, service, wanted, _completion_form(service, body, wanted), asked)
 
 
-async def chat_answer(service: Service, body: ChatBody) -> dict[str, Any]:
-    """The whole answer to a conversation.
+async def answer_batched(service: Service, endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The whole answer to one request of a batch, which lets others go first.
 
     Raises:
+        ValidationError: its body has the wrong shape.
         Failure: it cannot be answered.
         EngineError: the engine failed or refused it.
     """
-    wanted = await chat_asked(service, body)
-    return await _whole(service, wanted, _chat_form(service, body), None)
-
-
-async def completion_answer(service: Service, body: CompletionBody) -> dict[str, Any]:
-    """The whole answer to a completion; see `chat_answer`."""
-    wanted = await completion_asked(service, body)
-    return await _whole(service, wanted, _completion_form(service, body, wanted), None)
+    if body.get("stream"):
+        raise Failure(400, "stream: a request of a batch cannot be streamed", "stream")
+    behind = {**body, "priority": _BEHIND, "rid": None}
+    if endpoint == "/v1/chat/completions":
+        talk = ChatBody.model_validate(behind)
+        return await _whole(
+            service, await chat_asked(service, talk), _chat_form(service, talk), None
+        )
+    text = CompletionBody.model_validate(behind)
+    wanted = await completion_asked(service, text)
+    return await _whole(service, wanted, _completion_form(service, text, wanted), None)
 
 
 def _chat_form(service: Service, body: ChatBody) -> Form:

@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from ..config import ResolvedConfig
 from ..engine import AsyncEngine
@@ -17,6 +18,8 @@ from ..errors import EngineError
 from ..request import Completion, Delta, Request
 from ..statistics import Statistics
 from .auth import Keys
+from .batch_runner import Answer, BatchRunner
+from .batch_store import BatchStore
 from .calls import complete, stream
 from .failures import Failure, failure_of
 from .metrics import Metrics
@@ -78,6 +81,9 @@ class Service:
         self.version = VERSION
         self.draining = False
         self.starting = False
+        self.answer: Answer | None = None
+        self.batches: tuple[BatchStore, BatchRunner] | None = None
+        self.why_no_batches = "this server was started without a folder for them, or is mounted"
         self._started = False
         self._inside = 0
         self._empty = asyncio.Event()
@@ -110,7 +116,26 @@ class Service:
     async def running(self) -> AsyncGenerator[None, None]:
         """Start what runs beside the requests, and end it."""
         await self.start()
-        yield
+        async with AsyncExitStack() as stack:
+            folder = self.settings.batch_folder
+            if folder is not None:
+                await self._open_batches(folder, stack)
+            yield
+
+    async def _open_batches(self, folder: Path, stack: AsyncExitStack) -> None:
+        store = BatchStore(folder)
+        if not await asyncio.to_thread(store.open):
+            self.why_no_batches = f"another server keeps its batches in {folder}"
+            return
+        stack.callback(store.close)
+        runner = BatchRunner(store, self._answer_batched, self.settings.batch_concurrency)
+        await stack.enter_async_context(runner.running())
+        self.batches = store, runner
+        stack.callback(setattr, self, "batches", None)
+
+    async def _answer_batched(self, endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
+        assert self.answer is not None, "the app knows how"
+        return await self.answer(endpoint, body)
 
     async def drained(self, limit: float) -> bool:
         """Let no more requests in and wait until those inside are answered.
