@@ -289,10 +289,11 @@ def _checked_bias(bias: object) -> dict[int, float]:
         raise InvalidArgument("logit_bias", f"must map token ids to numbers, got {bias!r}")
     checked: dict[int, float] = {}
     for token, value in bias.items():
-        number = int(token) if isinstance(token, str) and token.isdecimal() else token
-        _TOKEN_ID.check("logit_bias", number)
+        if isinstance(token, str) and token.isdecimal():
+            token = int(token)  # noqa: PLW2901 - JSON has only texts as keys
+        _TOKEN_ID.check("logit_bias", token)
         _BIAS.check("logit_bias", value)
-        checked[number] = float(value)
+        checked[int(token)] = float(value)
     return checked
 
 

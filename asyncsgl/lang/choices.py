@@ -45,9 +45,11 @@ class ChoicesMethod(Protocol):
     @property
     def unconditional(self) -> bool:
         """Whether the rule needs unconditional logprobs."""
+        raise NotImplementedError
 
     def __call__(self, choices: Sequence[ChoiceScore]) -> Decision:
         """Decide among at least one scored choice."""
+        raise NotImplementedError
 
 
 def _best(scores: Sequence[float]) -> Decision:

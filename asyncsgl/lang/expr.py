@@ -41,6 +41,7 @@ class TextSource(Protocol):
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait for the text."""
+        raise NotImplementedError
 
 
 class Expr:

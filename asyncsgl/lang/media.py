@@ -184,6 +184,7 @@ def _frames(data: bytes, num_frames: int, name: str) -> tuple[bytes, ...]:
     try:
         import av
         import PIL.Image  # noqa: F401 - av makes images with it
+        from av.error import FFmpegError
     except ImportError as error:
         raise MissingDependency(error.name or "av", "video") from error
     try:
@@ -198,7 +199,7 @@ def _frames(data: bytes, num_frames: int, name: str) -> tuple[bytes, ...]:
                     picture = frame.to_image()  # type: ignore[no-untyped-call, unused-ignore]
                     picture.save(buffer, "PNG")
                     frames.append(buffer.getvalue())
-    except (av.FFmpegError, OSError, ValueError, LookupError) as error:
+    except (FFmpegError, OSError, ValueError, LookupError) as error:
         raise InvalidArgument("video", f"cannot decode {name}: {error}") from error
     if not frames:
         raise InvalidArgument("video", f"{name} has no frames")

@@ -31,6 +31,7 @@ class ChatTemplate(Protocol):
     @property
     def name(self) -> str:
         """What the template is called."""
+        raise NotImplementedError
 
     def render(self, messages: Sequence[Message], *, continue_assistant: bool = False) -> str:
         """The messages as text.
@@ -39,6 +40,7 @@ class ChatTemplate(Protocol):
             messages: the prompt; raw text (role None) stands as it is.
             continue_assistant: the last message is the assistant's and stays open.
         """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
