@@ -290,7 +290,7 @@ def _checked_bias(bias: object) -> dict[int, float]:
     checked: dict[int, float] = {}
     for token, value in bias.items():
         if isinstance(token, str) and token.isdecimal():
-            token = int(token)  # noqa: PLW2901 - JSON has only texts as keys
+            token = int(token)  # JSON has only texts as keys
         _TOKEN_ID.check("logit_bias", token)
         _BIAS.check("logit_bias", value)
         checked[int(token)] = float(value)
