@@ -14,6 +14,12 @@ __all__ = ["PerLoop"]
 
 C = TypeVar("C")
 
+# A client in use must not be garbage, also where its backend is: a backend that is dropped
+# is collected together with all that only it holds, and the client would be found unclosed.
+_in_use: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, object]] = (
+    weakref.WeakKeyDictionary()
+)
+
 
 @dataclass(slots=True)
 class _Held(Generic[C]):
@@ -87,13 +93,18 @@ async def _life(
     loop = asyncio.get_running_loop()
     client = await make()
     del make
+    in_use = _in_use.setdefault(loop, {})
+    in_use[id(client)] = client
     try:
         yield client
     finally:
         held = registry()
         if held is not None:
             held.pop(loop, None)
-        await close(client)
+        try:
+            await close(client)
+        finally:
+            del in_use[id(client)]
 
 
 async def _closed(life: AsyncGenerator[C, None]) -> None:

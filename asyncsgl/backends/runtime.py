@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
+import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from .._optional import needs
@@ -142,6 +146,7 @@ class Runtime(Backend):
         self.engine = AsyncEngine(config)
         self.default_concurrency = config.max_running_requests or 128
         self._closed = False
+        self._trace = Path(tempfile.gettempdir()) / "asyncsgl.trace.json"
         self._ready = False
         self._model_template: ChatTemplate | None = None
         self._server = (
@@ -387,6 +392,47 @@ class Runtime(Backend):
         await self.start()
         config = asdict(self.engine.config)
         return {"model_path": self.model_path, **config, "internal_states": [self.statistics()]}
+
+    async def start_profile(
+        self, *, output_dir: str | None = None, num_steps: int | None = None
+    ) -> str:
+        """Begin to record what the engine computes; see :meth:`Backend.start_profile`.
+
+        Args:
+            output_dir: the folder for the trace; the system's one for temporary files unless
+                given.
+            num_steps: not supported: call :meth:`stop_profile`.
+
+        Returns:
+            the path that the trace will have.
+
+        Raises:
+            BadRequestError: a profile is being recorded already.
+        """
+        if num_steps is not None:
+            raise UnsupportedFeature(self.name, "num_steps", "call stop_profile")
+        await self.start()
+        with self._translating():
+            await self.engine.start_profile()
+        folder = Path(output_dir or tempfile.gettempdir())
+        self._trace = folder / f"asyncsgl-{os.getpid()}-{time.time_ns()}.trace.json"
+        return str(self._trace)
+
+    async def stop_profile(self) -> str:
+        """Write what was recorded as a Chrome trace.
+
+        Returns:
+            the trace's path.
+
+        Raises:
+            BadRequestError: nothing is being recorded.
+        """
+        await self.start()
+        path = self._trace
+        await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+        with self._translating():
+            await self.engine.stop_profile(path)
+        return str(path)
 
     async def flush_cache(self, *, wait: bool = False) -> bool:
         """Empty the prefix cache; False, and nothing done, while requests run.

@@ -59,7 +59,6 @@ if TYPE_CHECKING:
         ProgramState,
         ProgramStream,
         RateLimitError,
-        RuntimeEndpoint,
         SamplingParams,
         State,
         TruncatedStreamError,
@@ -95,6 +94,7 @@ if TYPE_CHECKING:
         video,
     )
 
+    from .endpoint import RuntimeEndpoint
     from .runtime import Runtime
 
 __all__ = [
@@ -177,7 +177,7 @@ __all__ = [
     "video",
 ]
 
-_ON_FIRST_USE = {"Runtime": ".runtime"}
+_ON_FIRST_USE = {"Runtime": ".runtime", "RuntimeEndpoint": ".endpoint"}
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,11 @@ class Portal:
         self._thread: threading.Thread | None = None
         self._pid = 0
 
+    @property
+    def here(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.current_thread() is self._thread and self._pid == os.getpid()
+
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop, started if it is not running in this process."""
         with self._lock:
@@ -87,7 +92,7 @@ class Portal:
             ProgramError: called from the loop's own thread, which would wait for itself.
             Exception: the coroutine's.
         """
-        if threading.current_thread() is self._thread and self._pid == os.getpid():
+        if self.here:
             raise ProgramError(
                 "a blocking call inside an `async def` program would wait for itself: "
                 "use `import asyncsgl` and await there, or make the program a plain `def`"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..backends.runtime import Runtime as AsyncRuntime
+from .blocking import BlockingUtilities
 from .portal import PORTAL
 
 __all__ = ["Runtime"]
 
 
-class Runtime(AsyncRuntime):
+class Runtime(BlockingUtilities, AsyncRuntime):
     """A model in this process. The constructor returns when the model is loaded.
 
     Takes what :class:`asyncsgl.Runtime` takes, and raises what its constructor and its

@@ -8,6 +8,8 @@ from a prelude. The async form is the same program awaited.
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -192,16 +194,127 @@ SNIPPETS = {
     ),
 }
 
+SERVED = {
+    "S6": Snippet(
+        """
+        import asyncsgl.sync as sgl
+
+        # Connect to existing server
+        backend = sgl.RuntimeEndpoint(URL)
+        sgl.set_default_backend(backend)
+
+        state = my_function.run()
+        """,
+        """
+        backend = sgl.RuntimeEndpoint(URL)
+        sgl.set_default_backend(backend)
+
+        state = await my_function.run()
+        await backend.aclose()
+        """,
+        ("state",),
+    ),
+    "S7": Snippet(
+        """
+        backend = sgl.RuntimeEndpoint(
+            URL,
+            api_key="your-api-key"
+        )
+        sgl.set_default_backend(backend)
+
+        state = my_function.run()
+        """,
+        """
+        backend = sgl.RuntimeEndpoint(
+            URL,
+            api_key="your-api-key"
+        )
+        sgl.set_default_backend(backend)
+
+        state = await my_function.run()
+        await backend.aclose()
+        """,
+        ("state",),
+    ),
+    "S9": Snippet(
+        """
+        sgl.set_default_backend(sgl.RuntimeEndpoint(URL))
+
+        state = my_function.run()
+        """,
+        """
+        sgl.set_default_backend(sgl.RuntimeEndpoint(URL))
+
+        state = await my_function.run()
+        await sgl.get_default_backend().aclose()
+        """,
+        ("state",),
+    ),
+    "S21": Snippet(
+        """
+        backend = sgl.RuntimeEndpoint(URL)
+
+        # For Runtime or RuntimeEndpoint
+        info = sgl.get_server_info(backend)
+        print(info)
+        assert info["model_path"] == MODEL
+        """,
+        """
+        async with sgl.RuntimeEndpoint(URL) as backend:
+            info = await sgl.get_server_info(backend)
+        print(info)
+        assert info["model_path"] == MODEL
+        """,
+    ),
+    "S22": Snippet(
+        """
+        backend = sgl.RuntimeEndpoint(URL)
+        sgl.set_default_backend(backend)
+
+        sgl.flush_cache(backend)
+        # Or use default backend
+        sgl.flush_cache()
+        """,
+        """
+        async with sgl.RuntimeEndpoint(URL) as backend:
+            sgl.set_default_backend(backend)
+            await sgl.flush_cache(backend)
+            await sgl.flush_cache()
+        """,
+    ),
+    "S23": Snippet(
+        """
+        runtime = sgl.Runtime(model_path=MODEL)
+        sgl.set_default_backend(runtime)
+        runtime.start_profile()
+
+        # Run your functions
+        state = my_function.run()
+
+        runtime.stop_profile()
+        runtime.shutdown()
+        """,
+        """
+        async with sgl.Runtime(model_path=MODEL) as runtime:
+            sgl.set_default_backend(runtime)
+            await runtime.start_profile()
+            state = await my_function.run()
+            await runtime.stop_profile()
+        """,
+        ("state",),
+    ),
+}
+LAUNCH = "python -m asyncsgl.launch_server --model-path MODEL --port PORT"
+
 NOT_YET = {
     "S4": "tensor parallelism over 4 GPUs",
-    **dict.fromkeys(("S6", "S7", "S8", "S9", "S21", "S22", "S23"), "a running server"),
     **{f"S{number}": "a provider's backend" for number in (*range(10, 21), 24, 27)},
     "S25": "images in the local engine",
 }
 
 
 def test_every_snippet_is_covered_or_listed_as_not_yet() -> None:
-    assert sorted([*SNIPPETS, *NOT_YET]) == sorted(PAGE)
+    assert sorted([*SNIPPETS, *SERVED, "S8", *NOT_YET]) == sorted(PAGE)
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +370,50 @@ def test_async(name: str, names: dict[str, Any]) -> None:
     with redirect_stdout(StringIO()):
         made = asyncio.run(names["main"]())
     check(SNIPPETS[name], made)
+
+
+@pytest.fixture(scope="module")
+def url(model: Path) -> Iterator[str]:
+    """A server of ours, which wants the key that S7 sends, or none."""
+    runtime = asyncsgl.sync.Runtime(str(model), port=0)
+    assert runtime.url is not None
+    yield runtime.url
+    runtime.shutdown()
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_blocking_with_a_server(name: str, names: dict[str, Any], url: str) -> None:
+    names["URL"] = url
+    exec(PRELUDE, names)
+    with redirect_stdout(StringIO()):
+        exec(textwrap.dedent(SERVED[name].blocking), names)
+    check(SERVED[name], names)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_async_with_a_server(name: str, names: dict[str, Any], url: str) -> None:
+    names["URL"] = url
+    body = textwrap.indent(textwrap.dedent(SERVED[name].awaited), "    ")
+    exec(f"{ASYNC_PRELUDE}\nasync def main():\n{body}\n    return locals()", names)
+    with redirect_stdout(StringIO()):
+        made = asyncio.run(names["main"]())
+    check(SERVED[name], made)
+
+
+@pytest.mark.timeout(60)
+def test_s8_a_server_started_from_the_command_line(names: dict[str, Any]) -> None:
+    words = LAUNCH.replace("MODEL", names["MODEL"]).replace("PORT", str(names["PORT"])).split()
+    with subprocess.Popen(
+        [sys.executable, *words[1:]], stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stderr is not None
+            lines = iter(server.stderr.readline, "")
+            assert any(f":{names['PORT']}" in line for line in lines)
+            names["URL"] = f"http://localhost:{names['PORT']}"
+            exec(PRELUDE, names)
+            exec(textwrap.dedent(SERVED["S9"].blocking), names)
+            check(SERVED["S9"], names)
+        finally:
+            server.terminate()
+        assert server.wait(20) == 0
