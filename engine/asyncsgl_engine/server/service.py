@@ -22,6 +22,7 @@ from .batch_runner import Answer, BatchRunner
 from .batch_store import BatchStore
 from .calls import complete, stream
 from .failures import Failure, failure_of
+from .history import History
 from .metrics import Metrics
 from .settings import ServerSettings
 
@@ -77,6 +78,7 @@ class Service:
         self.keys = Keys(settings)
         self.metrics = Metrics(self.model_name, self._snapshot)
         self.incidents: deque[Incident] = deque(maxlen=50)
+        self.history = History(self.statistics)
         self.started_at = time.time()
         self.version = VERSION
         self.draining = False
@@ -117,6 +119,7 @@ class Service:
         """Start what runs beside the requests, and end it."""
         await self.start()
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.history.running())
             folder = self.settings.batch_folder
             if folder is not None:
                 await self._open_batches(folder, stack)
