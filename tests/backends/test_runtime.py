@@ -225,19 +225,26 @@ async def test_a_failing_branch_stops_the_others(runtime: sgl.Runtime) -> None:
     await until_free(runtime)
 
 
-async def test_random_cancels_leave_the_books_where_they_began(model: Path) -> None:
+@pytest.mark.timeout(120)
+async def test_10_000_random_cancels_leave_the_books_where_they_began(model: Path) -> None:
     dice = random.Random(3)
     async with make(model, max_total_tokens=2048, debug_check=True) as runtime:
+        room = asyncio.Semaphore(256)
 
-        async def impatient(number: int) -> None:
-            work = go_on.run(backend=runtime, tokens=dice.randint(1, 200))
+        async def impatient() -> None:
+            tokens, patience = dice.randint(1, 200), dice.random() * 0.2
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(work, dice.random() * 0.2)
+                await asyncio.wait_for(go_on.run(backend=runtime, tokens=tokens), patience)
+            room.release()
 
         async with asyncio.TaskGroup() as group:
-            for number in range(300):
-                group.create_task(impatient(number))
+            for _ in range(10_000):
+                await room.acquire()
+                group.create_task(impatient())
         await until_free(runtime)
+        counts = runtime.statistics()
+        assert counts["aborted"] > 1000
+        assert counts["failed"] == 0
 
 
 # -- errors and life ------------------------------------------------------------------------
