@@ -6,8 +6,8 @@ import asyncio
 import functools
 import json
 import logging
+import os
 import time
-import uuid
 from base64 import b64encode
 from collections import Counter
 from collections.abc import (
@@ -138,7 +138,7 @@ class RuntimeEndpoint(Backend):
         start = time.perf_counter()
 
         async def call() -> Generation:
-            rid = uuid.uuid4().hex
+            rid = os.urandom(16).hex()
             body = generate_body(request, text, rid, stream=False)
             results = await self._results(body, request, request.sampling.n or 1)
             return generation_of(
@@ -186,7 +186,7 @@ class RuntimeEndpoint(Backend):
     ) -> AsyncGenerator[Delta | tuple[str, list[Json]], None]:
         """One try: its deltas, then the id and the whole results."""
         link = await self._links.get()
-        rid = uuid.uuid4().hex
+        rid = os.urandom(16).hex()
         body = generate_body(request, text, rid, stream=True)
         answer = StreamAssembly(request, backend=self.name, rid=rid)
         events = EventParser()
@@ -261,7 +261,7 @@ class RuntimeEndpoint(Backend):
     def _warn(self, info: ModelInfo) -> None:
         """Say once that a prompt with roles may not have the form that the model knows."""
         self._warned = True
-        if self.chat_template is None and info.template() is None:
+        if self.chat_template is None and info.template is None:
             _log.warning(
                 "%s tells no chat template and none is known for %r: roles are written as "
                 "'USER:' and 'ASSISTANT:'; pass chat_template_name=",
@@ -276,7 +276,7 @@ class RuntimeEndpoint(Backend):
         if self.chat_template is not None:
             return self.chat_template
         info = await self._model_info()
-        return info.template() or get_chat_template("default")
+        return info.template or get_chat_template("default")
 
     async def get_server_info(self) -> dict[str, object]:
         """The server's settings and state; see :meth:`Backend.get_server_info`.
@@ -374,7 +374,7 @@ def _abortable(body: Json) -> str | None:
 
 def _with_rids(body: Json) -> Json:
     """The body with ids of our own, that begin alike where there are several prompts."""
-    rid = uuid.uuid4().hex
+    rid = os.urandom(16).hex()
     prompts = body.get("text", body.get("input_ids"))
     if isinstance(prompts, str):
         return {**body, "rid": rid}

@@ -37,7 +37,7 @@ _BY_PATH = (
 
 
 def guess_chat_template(model_path: str) -> ChatTemplate | None:
-    """The named template that fits a model's path; None if none is known to."""
+    """The named template that fits a model's path, as SGLang's frontend guesses; None for none."""
     for pattern, name in _BY_PATH:
         if re.search(pattern, model_path, re.IGNORECASE):
             return get_chat_template(name)
@@ -50,37 +50,36 @@ class ModelInfo:
 
     Args:
         model_path: the model's path or name.
-        chat_template: the model's own template, in the Jinja language.
         special_tokens: ``bos_token`` and the like, by name.
         sees_images: whether the model takes images; None if the server does not say.
+        template: the model's own, or else the one that its path hints at; None for none.
     """
 
     model_path: str = ""
-    chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
     sees_images: bool | None = None
+    template: ChatTemplate | None = None
 
     @classmethod
     def of(cls, body: Any) -> ModelInfo:
         """Read the answer of ``/model_info``."""
         given: dict[str, Any] = body if isinstance(body, dict) else {}
-        tokens = given.get("special_tokens")
-        template = given.get("chat_template")
+        path = str(given.get("model_path") or "")
+        named = given.get("special_tokens")
+        tokens = {
+            name: token
+            for name, token in (named.items() if isinstance(named, dict) else ())
+            if isinstance(token, str)
+        }
+        source = given.get("chat_template")
         sees = given.get("has_image_understanding")
+        own = JinjaTemplate(source, tokens) if isinstance(source, str) else None
         return cls(
-            str(given.get("model_path") or ""),
-            template if isinstance(template, str) else None,
-            {k: v for k, v in tokens.items() if isinstance(v, str)}
-            if isinstance(tokens, dict)
-            else {},
+            path,
+            tokens,
             sees if isinstance(sees, bool) else None,
+            own or guess_chat_template(path),
         )
-
-    def template(self) -> ChatTemplate | None:
-        """The model's own template, or else the one that its path hints at."""
-        if self.chat_template is not None:
-            return JinjaTemplate(self.chat_template, self.special_tokens)
-        return guess_chat_template(self.model_path)
 
     @property
     def begin(self) -> str:

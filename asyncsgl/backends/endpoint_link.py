@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ..errors import AsyncSGLError, BackendError, BackendTimeout, NotFoundError
 from .endpoint_info import ModelInfo
-from .http import Exchange, HTTPClient, HTTPResponse
+from .http import Exchange, HTTPClient
 from .http_errors import error_of_body
 
 __all__ = ["Link"]
@@ -30,7 +30,6 @@ class Link:
     def __init__(self, client: HTTPClient, backend: str) -> None:
         self.info: ModelInfo | None = None
         self.info_lock = asyncio.Lock()
-        self.aborted = 0
         self._client = client
         self._backend = backend
         self._aborting: set[asyncio.Task[None]] = set()
@@ -49,24 +48,29 @@ class Link:
         Raises:
             BackendError: the server refused, failed, or could not be reached.
         """
-        with_abort = self._abort_unless_done(rid)
-        async with with_abort as exchange:
+        exchange = Exchange()
+        try:
             status, headers, answer = await self._client.ask(method, path, body, exchange)
-            return self._checked(status, headers, answer, rid)
+        except (asyncio.CancelledError, BackendTimeout):
+            await self._given_up(rid, exchange)
+            raise
+        return self._checked(status, headers, answer, rid)
 
     @asynccontextmanager
     async def stream(
         self, path: str, body: bytes, *, rid: str | None
     ) -> AsyncGenerator[AsyncIterator[bytes], None]:
         """The bytes of a streamed answer of status 200, as they come; else as :meth:`ask`."""
-        async with (
-            self._abort_unless_done(rid) as exchange,
-            self._opened("POST", path, body, exchange) as response,
-        ):
-            if response.status != 200:
-                answer = await response.read()
-                self._checked(response.status, response.headers, answer, rid)
-            yield response.chunks()
+        exchange = Exchange()
+        try:
+            async with self._client.open("POST", path, body, exchange) as response:
+                if response.status != 200:
+                    answer = await response.read()
+                    self._checked(response.status, response.headers, answer, rid)
+                yield response.chunks()
+        except (asyncio.CancelledError, GeneratorExit, BackendTimeout):
+            await self._given_up(rid, exchange)
+            raise
 
     async def get_json(self, *paths: str) -> Any:
         """The JSON at the first of ``paths`` that is there; None if none is.
@@ -93,11 +97,6 @@ class Link:
             await asyncio.wait(self._aborting)
         await self._client.aclose()
 
-    def _opened(
-        self, method: str, path: str, body: bytes | None, exchange: Exchange
-    ) -> AbstractAsyncContextManager[HTTPResponse]:
-        return self._client.open(method, path, body, exchange)
-
     def _checked(
         self, status: int, headers: Mapping[str, str], answer: bytes, rid: str | None
     ) -> bytes:
@@ -105,26 +104,17 @@ class Link:
             return answer
         raise error_of_body(status, headers, answer, backend=self._backend, request_id=rid)
 
-    @asynccontextmanager
-    async def _abort_unless_done(self, rid: str | None) -> AsyncGenerator[Exchange, None]:
-        """Tell the server when a request is given up; its connection is closed by then."""
-        exchange = Exchange()
-        try:
-            yield exchange
-        except (asyncio.CancelledError, GeneratorExit, BackendTimeout) as error:
-            if rid is not None and exchange.sent and getattr(error, "status", None) is None:
-                await self._abort(rid)
-            raise
-
-    async def _abort(self, rid: str) -> None:
+    async def _given_up(self, rid: str | None, exchange: Exchange) -> None:
+        """Tell the server to drop a request whose connection is closed by now."""
+        if rid is None or not exchange.sent:
+            return
         task = asyncio.ensure_future(self._post_abort(rid))
         self._aborting.add(task)
         task.add_done_callback(self._aborting.discard)
         await asyncio.shield(task)
 
     async def _post_abort(self, rid: str) -> None:
-        """Ask the server to drop a request; what goes wrong changes nothing any more."""
-        self.aborted += 1
+        """Post the abort; what goes wrong with it changes nothing any more."""
         body = json.dumps({"rid": rid, "abort_all": False, "prefix": True}).encode()
         try:
             async with asyncio.timeout(_ABORT_TIMEOUT):

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import AsyncSGLError, BackendConnectionError, BackendTimeout, ClosedError
@@ -66,10 +66,12 @@ class _Client(HTTPClient):
     """See :class:`HTTPClient`."""
 
     def __init__(self, settings: HTTPSettings, session: ClientSession) -> None:
+        from aiohttp import ClientError
         from yarl import URL
 
         self._settings = settings
         self._session = session
+        self._errors = (ClientError, OSError)  # a timeout is an OSError
         self._url = functools.cache(lambda path: URL(settings.base_url + path, encoded=True))
 
     @asynccontextmanager
@@ -77,42 +79,50 @@ class _Client(HTTPClient):
         self, method: str, path: str, body: bytes | None, exchange: Exchange
     ) -> AsyncGenerator[HTTPResponse, None]:
         """Ask; see :meth:`HTTPClient.open`."""
+        try:
+            async with self._request(method, path, body, exchange) as inner:
+                yield _Response(inner)
+        except AsyncSGLError:
+            raise
+        except self._errors as error:
+            raise self._translated(error) from error
+
+    async def ask(
+        self, method: str, path: str, body: bytes | None, exchange: Exchange
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body; without the generator of :meth:`open`, which costs."""
+        try:
+            async with self._request(method, path, body, exchange) as inner:
+                return inner.status, inner.headers, await inner.read()
+        except self._errors as error:
+            raise self._translated(error) from error
+
+    def _request(
+        self, method: str, path: str, body: bytes | None, exchange: Exchange
+    ) -> AbstractAsyncContextManager[ClientResponse]:
         if self._session.closed:
             raise ClosedError("this backend is closed: make a new one")
         if body is None:
             exchange.sent = True
         data = _payload()(body, exchange) if body is not None else None
-        try:
-            async with self._session.request(
-                method, self._url(path), data=data, allow_redirects=False
-            ) as inner:
-                yield _Response(inner)
-        except AsyncSGLError:
-            raise
-        except Exception as error:
-            translated = self._translated(error)
-            if translated is None:
-                raise
-            raise translated from error
+        return self._session.request(method, self._url(path), data=data, allow_redirects=False)
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._session.close()
         await asyncio.sleep(0)  # the transports say goodbye in the loop's next turn
 
-    def _translated(self, error: Exception) -> AsyncSGLError | None:
-        from aiohttp import ClientError, ClientSSLError
+    def _translated(self, error: Exception) -> AsyncSGLError:
+        from aiohttp import ClientSSLError
 
         where = self._settings.base_url
         if isinstance(error, TimeoutError):
             seconds = self._settings.timeout
             return BackendTimeout(f"{where} was silent for more than {seconds:g} seconds")
-        if isinstance(error, ClientError | OSError):
-            said = str(error) or type(error).__name__
-            broken = BackendConnectionError(f"the connection to {where} failed: {said}")
-            broken.retryable = not isinstance(error, ClientSSLError)
-            return broken
-        return None
+        said = str(error) or type(error).__name__
+        broken = BackendConnectionError(f"the connection to {where} failed: {said}")
+        broken.retryable = not isinstance(error, ClientSSLError)
+        return broken
 
 
 @functools.cache
