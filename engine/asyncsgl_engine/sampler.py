@@ -147,7 +147,7 @@ class Sampler:
         reached = shares.cumsum(-1)
         # Rounding must not cut the tail where top_p is off.
         keep &= (reached - shares < top_p) | (top_p >= 1.0)
-        floor = best[:, :1] + self._tensor(np.log(self._min_p[seats] + 1e-38))[:, None]
+        floor = best[:, :1] + self._tensor(np.log(np.maximum(self._min_p[seats], 1e-30)))[:, None]
         keep &= (best >= floor) | (self._tensor(self._min_p[seats])[:, None] <= 0.0)
         keep[:, 0] = True
         covered = (limits[:, 0] <= width) | ~keep[:, -1]

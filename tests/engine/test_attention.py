@@ -133,6 +133,8 @@ def test_copies_take_the_beginning_of_a_page_in_every_layer() -> None:
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 def test_the_library_is_compiled_once(tmp_path: Path) -> None:
     assert build_native(tmp_path) is not None
+    denormal = torch.tensor(1e-40)
+    assert float(denormal * 1.0) > 0.0, "loading it leaves floating point as it was"
     (library,) = tmp_path.iterdir()
     made = library.stat().st_mtime_ns
     assert build_native(tmp_path) is not None
