@@ -39,6 +39,7 @@ __all__ = [
 
 def gen(
     name: str | None = None,
+    limit: int | None = None,
     *,
     dtype: object = None,
     choices: Sequence[str] | None = None,
@@ -52,6 +53,7 @@ def gen(
 
     Args:
         name: the variable that takes the text.
+        limit: ``max_tokens``, by position.
         dtype: the type of the value: ``int``, ``float``, ``bool``, ``str`` (a quoted string),
             a ``Literal``, an ``Enum``, a dataclass or a pydantic model.
         choices: choose one of these texts; the same as :func:`select`.
@@ -64,6 +66,8 @@ def gen(
     Raises:
         InvalidArgument: a value is out of its range, or two constraints are given.
     """
+    if limit is not None:
+        overrides = _limited(overrides, limit)
     if choices is not None:
         _only_choices(dtype, regex, json_schema, ebnf)
         unused = set(overrides) - {"temperature", "max_tokens", "max_new_tokens"}
@@ -83,6 +87,12 @@ def gen(
     if made.stop:
         sampling = replace(sampling, stop=(*(sampling.stop or ()), *made.stop))
     return Gen(name, sampling, made.constraint, made.decode)
+
+
+def _limited(overrides: Overrides, limit: int) -> Overrides:
+    if overrides.get("max_tokens") is not None:
+        raise InvalidArgument("max_tokens", "given by position and by name")
+    return {**overrides, "max_tokens": limit}
 
 
 def _only_choices(*others: object) -> None:

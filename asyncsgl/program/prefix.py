@@ -53,6 +53,14 @@ class SharedPrefix(Backend):
         """Those of the backend."""
         return self.backend.capabilities
 
+    def check(self, request: GenRequest) -> None:
+        """Refuse what the backend cannot do; see :meth:`Backend.check`."""
+        self.backend.check(request)
+
+    def check_select(self, request: GenRequest) -> None:
+        """Refuse a choice that the backend cannot make; see :meth:`Backend.check_select`."""
+        self.backend.check_select(request)
+
     async def chat_template_in_use(self) -> ChatTemplate:
         """That of the backend."""
         return await self.backend.chat_template_in_use()

@@ -73,7 +73,8 @@ class StreamingState:
                     return
                 yield piece
         finally:
-            self._portal.submit(functools.partial(_aclose, pieces))
+            closing, _ = self._portal.submit(functools.partial(_aclose, pieces))
+            await asyncio.shield(asyncio.wrap_future(closing))
 
     async def _pieces(self, name: str | None, *, with_meta: bool) -> AsyncGenerator[Any, None]:
         if not with_meta:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncsgl as sgl
+from asyncsgl.lang.expr import Gen
 from asyncsgl.testing import ScriptedBackend
 from asyncsgl.types import Overrides, SamplingOverrides, SamplingParams
 
@@ -227,3 +228,13 @@ async def test_a_list_cannot_be_appended_as_text() -> None:
 
     with pytest.raises(sgl.ProgramError, match="'x' is a list"):
         await program.run(backend=ScriptedBackend("a"))
+
+
+def test_the_length_may_be_given_by_position() -> None:
+    node = sgl.gen("x", 16)
+    assert isinstance(node, Gen)
+    assert node.sampling.max_tokens == 16
+    with pytest.raises(sgl.InvalidArgument, match="max_tokens"):
+        sgl.gen("x", 16, max_tokens=4)
+    with pytest.raises(sgl.InvalidArgument, match="max_new_tokens"):
+        sgl.gen("x", 16, max_new_tokens=4)
