@@ -31,7 +31,7 @@ def known_price(provider: str, model: str) -> Price | None:
         priced = genai_prices.Usage(
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
-            cache_read_tokens=usage.cached_tokens,
+            cache_read_tokens=min(usage.cached_tokens, usage.prompt_tokens),
         )
         found = genai_prices.calc_price(priced, model_ref=model, provider_id=provider or None)
         return float(found.total_price)

@@ -17,8 +17,11 @@ from asyncsgl.backends.anthropic import Anthropic
 from asyncsgl.backends.openai import OpenAI
 from asyncsgl.backends.provider import ProviderBackend
 from asyncsgl.backends.retry import RetryPolicy
+from asyncsgl.backends.vertex import VertexAI
 from tests.fakes.anthropic import KEY as ANTHROPIC_KEY
 from tests.fakes.anthropic import FakeAnthropic
+from tests.fakes.gemini import KEY as GEMINI_KEY
+from tests.fakes.gemini import TOKEN, FakeGemini
 from tests.fakes.openai import KEY, FakeOpenAI
 from tests.fakes.service import FakeService
 
@@ -121,6 +124,23 @@ def _claude(version: str) -> Subject:
     return Subject(f"anthropic-{version}", opened, "anthropic")
 
 
+def _gemini(url: str, **settings: Any) -> VertexAI:
+    return VertexAI("gemini-3.5-flash", api_key=GEMINI_KEY, base_url=url, **settings)
+
+
+def _vertex(url: str, **settings: Any) -> VertexAI:
+    from google.oauth2.credentials import Credentials
+
+    return VertexAI(
+        "gemini-pro",
+        project_id="project",
+        location="us-central1",
+        credentials=Credentials(token=TOKEN),
+        base_url=url,
+        **settings,
+    )
+
+
 SUBJECTS: list[Subject] = [
     Subject("openai-chat", harness(FakeOpenAI, _openai("gpt-4o"), KEY), "openai"),
     Subject("openai-reasoning", harness(FakeOpenAI, _openai("gpt-5.5"), KEY), "openai"),
@@ -132,4 +152,6 @@ SUBJECTS: list[Subject] = [
     _claude("opus-4-6"),
     _claude("sonnet-5"),
     _claude("3-haiku-20240307"),
+    Subject("gemini", harness(FakeGemini, _gemini, GEMINI_KEY), "google.genai"),
+    Subject("vertex", harness(FakeGemini, _vertex, TOKEN), "google.genai"),
 ]

@@ -37,6 +37,12 @@ from .subjects import SUBJECTS, Harness, Subject
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(autouse=True)
+def no_client_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep Google's library from looking for certificates on the disk with every call."""
+    monkeypatch.setenv("GOOGLE_API_USE_CLIENT_CERTIFICATE", "false")
+
+
 @pytest.fixture(params=SUBJECTS, ids=lambda subject: subject.name)
 def subject(request: pytest.FixtureRequest) -> Subject:
     found: Subject = request.param

@@ -147,6 +147,7 @@ class FakeService:
         self.reasoning = ""
         self.refusal_text = ""
         self.filtered = False
+        self.crashed: Exception | None = None
         self.url = ""
         self._runner: web.AppRunner | None = None
 
@@ -179,6 +180,8 @@ class FakeService:
     ) -> None:
         assert self._runner is not None
         await self._runner.cleanup()
+        if self.crashed is not None:
+            raise self.crashed
 
     @property
     def bodies(self) -> list[dict[str, Any]]:
@@ -215,6 +218,9 @@ class FakeService:
             return web.json_response(
                 self.refusal(error.status, error.message, error.details), status=error.status
             )
+        except (AssertionError, ValueError, LookupError, TypeError) as error:
+            self.crashed = error
+            raise
         except (asyncio.CancelledError, ConnectionResetError):
             seen.cancelled = True
             self.cancelled += 1
