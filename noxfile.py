@@ -105,6 +105,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def api(session: nox.Session) -> None:
+    """Send thousands of generated requests to the server, by its own OpenAPI document."""
+    install(session, "tests", extras="engine,serve")
+    session.install("-c", "constraints.txt", "schemathesis>=4.32")
+    session.run("pytest", "--timeout=0", "-m", "soak", "tests/server/test_document.py")
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, all of them or the files named after ``--``."""
     install(session, "tests", extras=TESTED)

@@ -69,7 +69,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = resolve_model(DEFAULT_MODEL).path
     folder = tmp_path_factory.mktemp("tiny-llama")
     torch.manual_seed(11)
-    config = LlamaConfig(
+    config: Any = LlamaConfig(
         vocab_size=49152,
         hidden_size=32,
         intermediate_size=48,
@@ -81,7 +81,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
         initializer_range=0.4,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    auto: Any = AutoModelForCausalLM
+    auto.from_config(config).save_pretrained(folder)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copy(source / name, folder)

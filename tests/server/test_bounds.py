@@ -190,7 +190,7 @@ async def test_keys_open_their_routes(
     serve: Serve, keys: dict[str, str], given: str | None, refused: tuple[str, ...]
 ) -> None:
     served = await asyncio.to_thread(serve, **keys)
-    headers = {} if given is None else {"Authorization": f"Bearer {given}".encode()}
+    headers = [] if given is None else [(b"Authorization", f"Bearer {given}".encode())]
     async with httpx.AsyncClient(base_url=served.url, headers=headers, timeout=60) as client:
         for path in (*OPEN, *NORMAL, *ADMIN):
             response = await client.get(path)

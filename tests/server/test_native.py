@@ -91,7 +91,13 @@ def test_each_prompt_may_have_its_own_parameters(served: Served) -> None:
 
 
 def test_null_is_the_default_but_for_the_length_where_it_is_the_context(served: Served) -> None:
-    params = {"temperature": None, "top_p": None, "top_k": None, "stop": None, "n": None}
+    params: dict[str, Any] = {
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "stop": None,
+        "n": None,
+    }
     assert served.generate(sampling_params={**params, "max_new_tokens": 2})
     ids = [5] * (CONTEXT - 20)
     params = {"max_new_tokens": None, "ignore_eos": True, "temperature": 0}

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import openai
 import pytest
@@ -20,7 +21,9 @@ from .conftest import Served, serving
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]  # a real model
 
 MODEL = "smollm2-135m-instruct"
-QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
+QUESTION: list[Any] = [
+    {"role": "user", "content": "What is the capital of France? Answer in one word."}
+]
 CITY = {
     "type": "object",
     "properties": {"city": {"enum": ["Paris", "Rome"]}, "big": {"type": "boolean"}},
@@ -68,7 +71,7 @@ def test_chat(client: OpenAI) -> None:
 
 
 async def test_chat_async_with_samples_of_a_seed(async_client: AsyncOpenAI) -> None:
-    ask = {"model": MODEL, "messages": QUESTION, "max_tokens": 4, "n": 2, "seed": 7}
+    ask: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "max_tokens": 4, "n": 2, "seed": 7}
     one, two = await asyncio.gather(
         async_client.chat.completions.create(**ask), async_client.chat.completions.create(**ask)
     )
@@ -78,7 +81,7 @@ async def test_chat_async_with_samples_of_a_seed(async_client: AsyncOpenAI) -> N
 
 
 async def test_a_streamed_chat_is_the_chat(async_client: AsyncOpenAI) -> None:
-    ask = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 8}
+    ask: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 8}
     whole = await async_client.chat.completions.create(**ask)
     stream = await async_client.chat.completions.create(
         **ask, stream=True, stream_options={"include_usage": True}
@@ -149,8 +152,8 @@ def test_completions(client: OpenAI) -> None:
     assert one.text.startswith("The capital of France is Paris")
     assert two.text.startswith("One, two,")
     assert one.logprobs is not None
-    assert one.logprobs.token_logprobs is not None
-    assert one.logprobs.token_logprobs[0] is None
+    values: list[Any] = list(one.logprobs.token_logprobs or ())
+    assert values[0] is None
     assert "".join(one.logprobs.tokens or ()).startswith("The capital of France is Paris")
     assert (one.logprobs.text_offset or [])[:3] == [0, 3, 11]
 

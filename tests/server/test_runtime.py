@@ -20,6 +20,10 @@ def make(model: Path, **settings: Any) -> sgl.Runtime:
     return sgl.Runtime(str(model), **options)
 
 
+def address(runtime: sgl.Runtime) -> str | None:
+    return runtime.url
+
+
 async def status(url: str) -> int:
     async with httpx.AsyncClient() as client:
         return (await client.get(url)).status_code
@@ -34,7 +38,7 @@ async def go_on(s: sgl.ProgramState) -> None:
 async def test_programs_and_clients_share_a_model(tiny_model: Path) -> None:
     body = {"text": "Once upon a time", "sampling_params": {"max_new_tokens": 8, "temperature": 0}}
     runtime = make(tiny_model, serve=True)
-    assert runtime.url is None
+    assert address(runtime) is None
     async with runtime:
         assert runtime.url is not None
         async with httpx.AsyncClient(base_url=runtime.url) as client:
@@ -43,7 +47,7 @@ async def test_programs_and_clients_share_a_model(tiny_model: Path) -> None:
             )
         assert state["story"] == response.json()["text"]
         url = runtime.url
-    assert runtime.url is None
+    assert address(runtime) is None
     with pytest.raises(httpx.ConnectError):
         await status(url)
 

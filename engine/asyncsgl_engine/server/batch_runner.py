@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..errors import Closed, Overloaded
-from .batch_store import BatchStore
+from .batch_store import BatchStore, Outcome
 from .failures import failure_of, shape_failure
 
 __all__ = ["ENDPOINTS", "Answer", "BatchRunner", "new_batch"]
@@ -201,7 +201,7 @@ class BatchRunner:
             "response": response,
             "error": error,
         }
-        outcome = "output" if good else "error"
+        outcome: Outcome = "output" if good else "error"
         append = asyncio.to_thread(self._store.append, batch["id"], outcome, result)
         write = asyncio.ensure_future(append)
         try:

@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 
 from filelock import FileLock, Timeout
 
-__all__ = ["BatchStore", "Kind"]
+__all__ = ["BatchStore", "Kind", "Outcome"]
 
 Kind = Literal["files", "batches"]
 Outcome = Literal["output", "error"]

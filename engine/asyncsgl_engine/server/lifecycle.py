@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from concurrent.futures import Future
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -95,9 +96,9 @@ def _server(app: FastAPI, log_level: str) -> _Server:
     return _Server(config)
 
 
-async def _first_of(work: Awaitable[object], *others: asyncio.Future[None]) -> bool:
+async def _first_of(work: Awaitable[object], *others: asyncio.Future[Any]) -> bool:
     """Wait for `work` or for one of the others; whether it was `work`, which is ended."""
-    task = asyncio.ensure_future(work)
+    task: asyncio.Future[Any] = asyncio.ensure_future(work)
     try:
         await asyncio.wait((task, *others), return_when=asyncio.FIRST_COMPLETED)
         return task.done()
