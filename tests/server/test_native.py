@@ -55,7 +55,10 @@ def test_one_prompt_gets_one_object(served: Served) -> None:
 def test_put_is_as_good_as_post_and_no_content_type_is_asked_for(served: Served) -> None:
     body = json.dumps({"text": "Once upon a time", "sampling_params": GREEDY})
     for method in ("PUT", "POST"):
+        headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl -d sends
+        typed = httpx.request(method, f"{served.url}/generate", content=body, headers=headers)
         response = httpx.request(method, f"{served.url}/generate", content=body)
+        assert typed.json()["text"] == response.json()["text"]
         assert response.json()["text"] == served.generate()["text"]
 
 

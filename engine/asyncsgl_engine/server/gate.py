@@ -16,6 +16,10 @@ __all__ = ["Gate"]
 GENERATING = frozenset(
     ("/generate", "/health_generate", "/v1/completions", "/v1/chat/completions", "/encode")
 )
+_ANY_TYPE = frozenset(
+    ("/generate", "/abort_request", "/flush_cache", "/start_profile", "/stop_profile")
+)
+"""SGLang's own routes, which do not insist on a content type: curl sends another one."""
 _OPEN_WHILE_DRAINING = ("/health", "/ready", "/metrics", "/abort_request")
 
 
@@ -40,6 +44,8 @@ class Gate:
         try:
             self._check(scope, path)
             body = _Body(receive, self._body_limit(path), self._service.settings.body_timeout)
+            if path in _ANY_TYPE:
+                scope = {**scope, "headers": _untyped(scope["headers"])}
             if path in GENERATING:
                 with self._service.inside():
                     await self._app(scope, body, send)
@@ -93,6 +99,11 @@ class _Body:
             failure = _too_large(self._limit)
             raise HTTPException(failure.status, failure.message)
         return message
+
+
+def _untyped(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Headers that do not say what the body is, so that it is read as JSON."""
+    return [(name, value) for name, value in headers if name != b"content-type"]
 
 
 def _too_large(limit: int) -> Failure:
