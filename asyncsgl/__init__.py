@@ -96,12 +96,19 @@ from .program.variable import Variable
 from .types import GenRequest, Meta, SamplingParams, Usage
 
 if TYPE_CHECKING:
+    from .backends.anthropic import Anthropic
+    from .backends.cached import cached
     from .backends.endpoint import RuntimeEndpoint
+    from .backends.litellm import LiteLLM
+    from .backends.openai import OpenAI
+    from .backends.router import Router
     from .backends.runtime import Runtime
+    from .backends.vertex import VertexAI
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Anthropic",
     "AsyncSGLError",
     "AuthenticationError",
     "Backend",
@@ -123,10 +130,12 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "JinjaTemplate",
+    "LiteLLM",
     "Meta",
     "MissingDependency",
     "NamedTemplate",
     "NotFoundError",
+    "OpenAI",
     "Outcome",
     "OutputError",
     "OverloadedError",
@@ -135,6 +144,7 @@ __all__ = [
     "ProgramState",
     "ProgramStream",
     "RateLimitError",
+    "Router",
     "Runtime",
     "RuntimeEndpoint",
     "SamplingParams",
@@ -145,11 +155,13 @@ __all__ = [
     "Usage",
     "UsageError",
     "Variable",
+    "VertexAI",
     "assistant",
     "assistant_begin",
     "assistant_end",
     "backend_from_spec",
     "cache_prefix",
+    "cached",
     "flush_cache",
     "function",
     "gen",
@@ -179,8 +191,14 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
+    "Anthropic": ".backends.anthropic",
+    "LiteLLM": ".backends.litellm",
+    "OpenAI": ".backends.openai",
+    "Router": ".backends.router",
     "Runtime": ".backends.runtime",
     "RuntimeEndpoint": ".backends.endpoint",
+    "VertexAI": ".backends.vertex",
+    "cached": ".backends.cached",
 }
 """Names whose modules need an extra, or are slow to import."""
 

@@ -111,6 +111,7 @@ class Anthropic(ProviderBackend):
             prefill=traits.prefill if prefill is None else prefill,
         )
         self._request_args = dict(request_args or {})
+        self._fixed_args = self._request_args
         self._client_args = {"open_telemetry": False, **client_args, "api_key": api_key}
         self._cache = cache
         self._ahead = SentAhead()

@@ -79,6 +79,12 @@ class Backend(ABC):
     def capabilities(self) -> Capabilities:
         """What this backend can do."""
 
+    @property
+    def identity(self) -> str:
+        """What answers here: equal for backends that give equal answers. Has no secrets."""
+        model = getattr(self, "model_name", getattr(self, "model_path", ""))
+        return f"{self.name}:{model}"
+
     @abstractmethod
     async def generate(self, request: GenRequest) -> Generation:
         """Answer one request.

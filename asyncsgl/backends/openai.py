@@ -132,6 +132,7 @@ class OpenAI(ProviderBackend):
         )
         self._effort = reasoning_effort
         self._request_args = dict(request_args or {})
+        self._fixed_args = {**self._request_args, "effort": reasoning_effort, "chat": self._chat}
         self._hosted = base_url is None and not is_azure
         self._learned = Learned()
         self._client_args = {**client_args, "api_key": api_key}

@@ -142,7 +142,8 @@ def usage_of(usage: CompletionUsage | None) -> Usage | None:
     """What a call cost."""
     if usage is None:
         return None
-    prompt, answer = usage.prompt_tokens_details, usage.completion_tokens_details
+    prompt = getattr(usage, "prompt_tokens_details", None)
+    answer = getattr(usage, "completion_tokens_details", None)
     return Usage(
         usage.prompt_tokens,
         usage.completion_tokens,
@@ -178,14 +179,14 @@ def chat_reply(found: ChatCompletion, backend: str) -> Reply:
     """
     if not found.choices:
         raise _no_answer(backend, found.id)
-    usage = usage_of(found.usage) or Usage(requests=1)
+    usage = usage_of(getattr(found, "usage", None)) or Usage(requests=1)
     completions: list[Completion] = []
     for choice in sorted(found.choices, key=lambda one: one.index):
         message = choice.message
         text = message.content or ""
         finish = _finish(choice.finish_reason) or "stop"
-        checked_finish(backend, finish, text, message.refusal or "", found.id)
-        entries = choice.logprobs.content if choice.logprobs is not None else None
+        checked_finish(backend, finish, text, _refusal(message), found.id)
+        entries = _entries(choice)
         completions.append(
             Completion(
                 text,
@@ -197,6 +198,15 @@ def chat_reply(found: ChatCompletion, backend: str) -> Reply:
             )
         )
     return Reply(tuple(completions), usage, found.model, found.id)
+
+
+def _refusal(message: object) -> str:
+    return getattr(message, "refusal", None) or ""
+
+
+def _entries(choice: object) -> Sequence[Any] | None:
+    """The logprobs of one choice, if it has some."""
+    return getattr(getattr(choice, "logprobs", None), "content", None)
 
 
 def _reasoning(message: object) -> str | None:
@@ -219,10 +229,14 @@ def _chat_logprobs(entries: Sequence[Any]) -> tuple[TokenLogprob, ...]:
 
 def chat_pieces(chunk: ChatCompletionChunk) -> Iterator[Piece]:
     """The pieces in one chunk of a stream; the last chunk has usage and no choices."""
-    yield Piece(usage=usage_of(chunk.usage), model=chunk.model or "", request_id=chunk.id or "")
+    yield Piece(
+        usage=usage_of(getattr(chunk, "usage", None)),
+        model=chunk.model or "",
+        request_id=chunk.id or "",
+    )
     for choice in chunk.choices:
         delta = choice.delta
-        entries = choice.logprobs.content if choice.logprobs is not None else None
+        entries = _entries(choice)
         yield Piece(
             choice.index,
             delta.content or "",
@@ -230,7 +244,7 @@ def chat_pieces(chunk: ChatCompletionChunk) -> Iterator[Piece]:
             _chat_logprobs(entries) if entries else (),
             _finish(choice.finish_reason),
             _stop_of(choice),
-            refusal=delta.refusal or "",
+            refusal=_refusal(delta),
         )
 
 
@@ -243,7 +257,7 @@ def completion_reply(found: TextCompletion, backend: str) -> Reply:
     """
     if not found.choices:
         raise _no_answer(backend, found.id)
-    usage = usage_of(found.usage) or Usage(requests=1)
+    usage = usage_of(getattr(found, "usage", None)) or Usage(requests=1)
     completions: list[Completion] = []
     for choice in sorted(found.choices, key=lambda one: one.index):
         finish = _finish(choice.finish_reason) or "stop"
@@ -280,7 +294,11 @@ def text_logprobs(found: TextLogprobs) -> tuple[TokenLogprob, ...]:
 
 def completion_pieces(chunk: TextCompletion) -> Iterator[Piece]:
     """The pieces in one chunk of a stream."""
-    yield Piece(usage=usage_of(chunk.usage), model=chunk.model or "", request_id=chunk.id or "")
+    yield Piece(
+        usage=usage_of(getattr(chunk, "usage", None)),
+        model=chunk.model or "",
+        request_id=chunk.id or "",
+    )
     for choice in chunk.choices:
         finish: str | None = choice.finish_reason
         yield Piece(

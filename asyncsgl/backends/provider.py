@@ -88,6 +88,8 @@ class ProviderBackend(Backend):
             concurrency=settings.concurrency,
         )
         self._cooldown = cooldown_for(place, key, model_name)
+        self._place = place
+        self._fixed_args: dict[str, Any] = {}
         price = (
             price_per_million(*settings.price)
             if settings.price is not None
@@ -126,6 +128,13 @@ class ProviderBackend(Backend):
     def capabilities(self) -> Capabilities:
         """What the model can do, as far as is known by now."""
         return self.profile.capabilities
+
+    @property
+    def identity(self) -> str:
+        """The place, the model, and what is sent with every call."""
+        fixed = {name: repr(value) for name, value in sorted(self._fixed_args.items())}
+        settings = [self.settings.drop_params, self.settings.max_reasks]
+        return json.dumps([self.name, self._place, self.model_name, fixed, settings])
 
     @property
     def cost(self) -> float | None:

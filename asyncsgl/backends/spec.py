@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from ..errors import InvalidArgument
@@ -16,7 +18,9 @@ def backend_from_spec(spec: str, **options: Any) -> Backend:
     Args:
         spec: ``"smollm2-135m-instruct"`` or another model for the local engine,
             ``"local:PATH"`` for a folder or file whose name looks like something else,
-            ``"http://host:30000"`` for an SGLang server.
+            ``"http://host:30000"`` for an SGLang server, and ``"openai:MODEL"``,
+            ``"azure:DEPLOYMENT"``, ``"anthropic:MODEL"``, ``"vertex:MODEL"`` and
+            ``"litellm:PROVIDER/MODEL"`` for those providers, with the key in the environment.
         **options: for the backend's constructor.
 
     Raises:
@@ -30,17 +34,19 @@ def backend_from_spec(spec: str, **options: Any) -> Backend:
         from .endpoint import RuntimeEndpoint
 
         return RuntimeEndpoint(spec, **options)
-    if kind in _NOT_THERE:
-        raise InvalidArgument("model", f"{spec!r}: {_NOT_THERE[kind]} is not there yet")
+    if kind in _PROVIDERS:
+        module, name, fixed = _PROVIDERS[kind]
+        provider: Callable[..., Backend] = getattr(import_module(module, __package__), name)
+        return provider(rest, **{**fixed, **options})
     from .runtime import Runtime
 
     return Runtime(rest if kind == "local" else spec, **options)
 
 
-_NOT_THERE = {
-    "openai": "the OpenAI backend",
-    "azure": "the Azure OpenAI backend",
-    "anthropic": "the Anthropic backend",
-    "vertex": "the Vertex AI backend",
-    "litellm": "the LiteLLM backend",
+_PROVIDERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "openai": (".openai", "OpenAI", {}),
+    "azure": (".openai", "OpenAI", {"is_azure": True}),
+    "anthropic": (".anthropic", "Anthropic", {}),
+    "vertex": (".vertex", "VertexAI", {}),
+    "litellm": (".litellm", "LiteLLM", {}),
 }

@@ -110,6 +110,7 @@ class VertexAI(ProviderBackend):
         )
         self.chat_template = chat_template
         self._request_args = _request_args(safety_settings, thinking, request_args)
+        self._fixed_args = self._request_args
         self._http = {"base_url": base_url, "api_version": api_version}
         self._client_args = {**client_args, "vertexai": on_vertex}
         if api_key is not None:

@@ -65,7 +65,10 @@ class Subject:
     @property
     def missing(self) -> str:
         """The missing module, or nothing."""
-        return "" if find_spec(self.needs) is not None else self.needs
+        try:
+            return "" if find_spec(self.needs) is not None else self.needs
+        except ModuleNotFoundError:
+            return self.needs
 
 
 def harness(
@@ -141,6 +144,12 @@ def _vertex(url: str, **settings: Any) -> VertexAI:
     )
 
 
+def _litellm(url: str, **settings: Any) -> ProviderBackend:
+    from asyncsgl.backends.litellm import LiteLLM
+
+    return LiteLLM("openai/gpt-4o", api_key=KEY, api_base=f"{url}/v1", **settings)
+
+
 SUBJECTS: list[Subject] = [
     Subject("openai-chat", harness(FakeOpenAI, _openai("gpt-4o"), KEY), "openai"),
     Subject("openai-reasoning", harness(FakeOpenAI, _openai("gpt-5.5"), KEY), "openai"),
@@ -152,6 +161,7 @@ SUBJECTS: list[Subject] = [
     _claude("opus-4-6"),
     _claude("sonnet-5"),
     _claude("3-haiku-20240307"),
+    Subject("litellm", harness(FakeOpenAI, _litellm, KEY), "litellm"),
     Subject("gemini", harness(FakeGemini, _gemini, GEMINI_KEY), "google.genai"),
     Subject("vertex", harness(FakeGemini, _vertex, TOKEN), "google.genai"),
 ]
