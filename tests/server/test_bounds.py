@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 import httpx
 import pytest
@@ -126,7 +126,7 @@ async def test_clients_that_come_and_go_leave_nothing(served: Served) -> None:
 async def test_a_large_body_is_refused_with_and_without_its_length(serve: Serve) -> None:
     served = await asyncio.to_thread(serve, max_request_body=1000)
 
-    async def drip() -> Any:
+    async def drip() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield b" " * 100
 

@@ -91,10 +91,10 @@ async def test_a_streamed_chat_is_the_chat(async_client: AsyncOpenAI) -> None:
     assert "".join(pieces) == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
-    assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == (
-        [],
-        whole.usage.completion_tokens,
-    )
+    assert whole.usage is not None
+    assert chunks[-1].usage is not None
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 

@@ -48,8 +48,9 @@ def bind(address: Address) -> socket.socket:
 
 def url_of(sock: socket.socket) -> str:
     """The address of a listening socket, as clients on this machine write it."""
-    host, port = sock.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is read
+    name, port = sock.getsockname()[:2]
+    any_interface = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - it is read, not bound
+    host = any_interface.get(name) or str(name)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -202,8 +203,9 @@ class BackgroundServer:
                     target=self._main, args=(sock, begun), name="asyncsgl-server", daemon=True
                 )
                 self._thread.start()
-        self.url = await asyncio.shield(asyncio.wrap_future(begun))
-        return self.url
+        url = await asyncio.shield(asyncio.wrap_future(begun))
+        self.url = url
+        return url
 
     def stop(self) -> None:
         """End the server and wait for its thread; what runs is cut off. Repeatable."""

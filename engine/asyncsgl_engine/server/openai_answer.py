@@ -19,11 +19,11 @@ class Form(Protocol):
     whole: str
     chunk: str
 
-    def choice(self, index: int, done: Completion, echo: str | None) -> dict[str, Any]:
+    def choice(self, index: int, done: Completion, echo: str | None, /) -> dict[str, Any]:
         """A finished answer."""
         ...
 
-    def first(self, index: int, echo: str | None) -> dict[str, Any] | None:
+    def first(self, index: int, echo: str | None, /) -> dict[str, Any] | None:
         """What a stream begins with."""
         ...
 

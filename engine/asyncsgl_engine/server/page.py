@@ -15,7 +15,7 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["page"])
 
-_HTML = files(__package__).joinpath("page.html").read_bytes()
+_HTML = files("asyncsgl_engine.server").joinpath("page.html").read_bytes()
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 )
