@@ -166,7 +166,7 @@ def test_a_streamed_completion(client: OpenAI) -> None:
 
 
 async def test_a_batch(async_client: AsyncOpenAI) -> None:
-    body = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 4}
+    body = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 8}
     ask = {"method": "POST", "url": "/v1/chat/completions", "body": body}
     content = "".join(json.dumps({**ask, "custom_id": f"row-{row}"}) + "\n" for row in range(3))
     file = await async_client.files.create(file=content.encode(), purpose="batch")
