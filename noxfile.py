@@ -107,7 +107,7 @@ def soak(session: nox.Session) -> None:
 @nox.session(default=False)
 def api(session: nox.Session) -> None:
     """Send thousands of generated requests to the server, by its own OpenAPI document."""
-    install(session, "tests", extras="engine,serve")
+    install(session, "tests", extras="engine,serve,http")
     session.install("-c", "constraints.txt", "schemathesis>=4.32")
     session.run("pytest", "--timeout=0", "-m", "soak", "tests/server/test_document.py")
 

@@ -32,7 +32,8 @@ from .endpoint_link import Link
 from .endpoint_select import ChoiceScorer
 from .endpoint_stream import StreamAssembly
 from .endpoint_wire import Json, encoded, generate_body, generation_of, results_of
-from .http import HTTPSettings, connect, most_connections, split_user_info
+from .http import HTTPSettings, most_connections, split_user_info
+from .http_connect import connect
 from .per_loop import PerLoop
 from .retry import RetryPolicy, cooldown_for, retried, retried_stream
 from .sse import DONE, EventParser

@@ -1,16 +1,13 @@
-"""HTTP as backends need it: one way to ask, over aiohttp where it is installed, else httpx."""
+"""HTTP as backends need it: one way to ask, whatever library does it."""
 
 from __future__ import annotations
 
-import asyncio
 import resource
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -23,7 +20,6 @@ __all__ = [
     "HTTPClient",
     "HTTPResponse",
     "HTTPSettings",
-    "connect",
     "most_connections",
     "split_user_info",
 ]
@@ -149,28 +145,6 @@ class HTTPClient(ABC):
         """Status, headers and whole body of the answer; raises as :meth:`open`."""
         async with self.open(method, path, body, exchange) as response:
             return response.status, response.headers, await response.read()
-
-
-async def connect(settings: HTTPSettings) -> HTTPClient:
-    """A client for the running event loop. Nothing is sent yet.
-
-    Raises:
-        InvalidArgument: the CA file cannot be read.
-    """
-    context = await asyncio.to_thread(settings.ssl_context) if settings.secure else None
-    library = settings.library or _best()
-    await asyncio.to_thread(import_module, library)  # it takes a while
-    if library == "aiohttp":
-        from .http_aiohttp import connect_aiohttp
-
-        return connect_aiohttp(settings, context)
-    from .http_httpx import connect_httpx
-
-    return connect_httpx(settings, context)
-
-
-def _best() -> str:
-    return "aiohttp" if find_spec("aiohttp") is not None else "httpx"
 
 
 def split_user_info(url: str) -> tuple[str, str | None]:

@@ -222,6 +222,7 @@ async def test_many_at_once_leave_the_pool_whole() -> None:
 
 @pytest.mark.timeout(60)
 async def test_two_thousand_programs_at_once() -> None:
+    pytest.importorskip("aiohttp")  # httpx takes many seconds for this
     async with (
         FakeServer("x", first_delay=0.2) as server,
         RuntimeEndpoint(server.url, max_connections=500) as there,

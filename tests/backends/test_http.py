@@ -7,7 +7,8 @@ import ssl
 
 import pytest
 
-from asyncsgl.backends.http import Exchange, HTTPClient, HTTPSettings, connect, split_user_info
+from asyncsgl.backends.http import Exchange, HTTPClient, HTTPSettings, split_user_info
+from asyncsgl.backends.http_connect import connect
 from asyncsgl.errors import (
     BackendConnectionError,
     BackendTimeout,
@@ -23,6 +24,7 @@ BODY = b'{"text": "x"}'
 
 @pytest.fixture(params=["aiohttp", "httpx"])
 def library(request: pytest.FixtureRequest) -> str:
+    pytest.importorskip(request.param)
     return str(request.param)
 
 
