@@ -286,8 +286,8 @@ def finish_of(finish: Any) -> tuple[FinishReason, str | int | None]:
 
 def token_logprobs(meta: Mapping[str, Any], side: str, start: int = 0) -> tuple[TokenLogprob, ...]:
     """The logprobs of the ``"input"`` or the ``"output"`` from the entry ``start`` on."""
-    entries = meta.get(f"{side}_token_logprobs") or ()
-    tops = meta.get(f"{side}_top_logprobs") or ()
+    entries: list[Any] = meta.get(f"{side}_token_logprobs") or []
+    tops: list[Any] = meta.get(f"{side}_top_logprobs") or []
     return tuple(
         TokenLogprob(
             token,

@@ -103,16 +103,20 @@ class HTTPResponse(Protocol):
     @property
     def status(self) -> int:
         """The HTTP status."""
+        ...
 
     @property
     def headers(self) -> Mapping[str, str]:
         """Names in any case."""
+        ...
 
     async def read(self) -> bytes:
         """The whole body."""
+        ...
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, cut anywhere."""
+        ...
 
 
 class HTTPClient(ABC):
