@@ -41,7 +41,7 @@ from .openai_wire import (
 from .planning import Profile
 from .provider import ProviderBackend
 from .retry import retry_after
-from .sdk_errors import no_secrets, transport_error
+from .sdk_errors import failed_to_connect, no_secrets, timed_out, transport_error
 from .settings import Settings
 
 __all__ = ["LiteLLM"]
@@ -56,7 +56,6 @@ _FIELDS = {
     "top_p": ("top_p",),
     "stop": ("stop",),
     "seed": ("seed",),
-    "n": ("n",),
     "frequency_penalty": ("frequency_penalty",),
     "presence_penalty": ("presence_penalty",),
     "logit_bias": ("logit_bias",),
@@ -136,8 +135,8 @@ class LiteLLM(ProviderBackend):
         if "stop" in self._unknown:
             emulated.add("stop")
             max_stops = 0
-        if "n" in self._unknown:
-            emulated.add("n")
+        native.discard("n")  # LiteLLM mixes up the ends of several streamed answers
+        emulated.add("n")
         if not self._structured:
             native.discard("json_schema")
             emulated.add("json_schema")
@@ -150,7 +149,7 @@ class LiteLLM(ProviderBackend):
                 can, native=frozenset(native), emulated=frozenset(emulated), hints=hints
             ),
             max_stops=max_stops,
-            max_answers=1 if "n" in self._unknown else found.max_answers,
+            max_answers=1,
             dialect=found.dialect if self._structured else None,
         )
 
@@ -293,10 +292,14 @@ def translated(error: Exception, backend: str) -> BackendError | None:
         "Timeout": BackendTimeout,
     }
     status = getattr(error, "status_code", None)
+    if isinstance(error, import_module("openai").APIError) and timed_out(error):
+        return BackendTimeout(message, backend=backend)
     for name, kind in kinds.items():
         theirs = getattr(litellm.exceptions, name, None)
         if theirs is not None and isinstance(error, theirs):
             return kind(message, backend=backend, status=status)
+    if failed_to_connect(error):
+        return BackendConnectionError(message, backend=backend)
     openai = import_module("openai")
     if isinstance(error, openai.APIStatusError) and isinstance(status, int):
         headers = getattr(error, "litellm_response_headers", None) or error.response.headers

@@ -39,7 +39,7 @@ from .forms import Form
 from .joined_stream import joined
 from .limits import Ticket, limiter_for
 from .planning import Plan, Profile, instructed, plan_call, stripped
-from .retry import RetryPolicy, cooldown_for, retried, retried_stream
+from .retry import RetryPolicy, cooldown_for, retried, retried_stream, secret_id
 from .settings import Settings
 from .shown import Shown
 
@@ -132,9 +132,9 @@ class ProviderBackend(Backend):
     @property
     def identity(self) -> str:
         """The place, the model, and what is sent with every call."""
-        fixed = {name: repr(value) for name, value in sorted(self._fixed_args.items())}
         settings = [self.settings.drop_params, self.settings.max_reasks]
-        return json.dumps([self.name, self._place, self.model_name, fixed, settings])
+        fixed = secret_id(repr((sorted(self._fixed_args.items()), settings)))
+        return json.dumps([self.name, self._place, self.model_name, fixed])
 
     @property
     def cost(self) -> float | None:

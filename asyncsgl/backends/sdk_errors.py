@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 
 from ..errors import BackendConnectionError, BackendError, BackendTimeout
 
-__all__ = ["failed_to_connect", "no_secrets", "transport_error"]
+__all__ = ["failed_to_connect", "no_secrets", "timed_out", "transport_error"]
 
 _SHOWN = 1000
 
@@ -39,11 +40,22 @@ def failed_to_connect(error: BaseException | None) -> bool:
 
     The aiohttp transports of the SDKs call every connection error a timeout of connecting.
     """
+    lost = [cause for cause in _chain(error) if _is(cause, "ClientConnectionError", "aiohttp")]
+    return bool(lost) and not isinstance(lost[0], TimeoutError)
+
+
+def timed_out(error: BaseException) -> bool:
+    """Whether there is a timeout below ``error``."""
+    return any(
+        isinstance(cause, TimeoutError) or _is(cause, "TimeoutException", "httpx", "httpx2")
+        for cause in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if _is(error, "ClientConnectionError", "aiohttp"):
-            return not isinstance(error, TimeoutError)
-        error = error.__cause__
-    return False
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _is(error: BaseException, name: str, *modules: str) -> bool:
