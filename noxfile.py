@@ -14,7 +14,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-TESTED = "engine,openai,otel,serve,video"
+TESTED = "engine,http,openai,otel,serve,video"
 SOURCES = ("asyncsgl", "engine", "tests", "examples", "benchmarks", "noxfile.py")
 WHEEL_FILES = {
     f"{package}/{name}"
@@ -107,7 +107,7 @@ def soak(session: nox.Session) -> None:
 @nox.session(default=False)
 def api(session: nox.Session) -> None:
     """Send thousands of generated requests to the server, by its own OpenAPI document."""
-    install(session, "tests", extras="engine,serve,http")
+    install(session, "tests", extras="engine,serve")
     session.install("-c", "constraints.txt", "schemathesis>=4.32")
     session.run("pytest", "--timeout=0", "-m", "soak", "tests/server/test_document.py")
 
