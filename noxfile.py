@@ -14,7 +14,7 @@ nox.options.default_venv_backend = "virtualenv"
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-TESTED = "engine,http,openai,otel,serve,video"
+TESTED = "anthropic,engine,http,openai,otel,prices,serve,vertex,video"
 SOURCES = ("asyncsgl", "engine", "tests", "examples", "benchmarks", "noxfile.py")
 WHEEL_FILES = {
     f"{package}/{name}"
