@@ -37,7 +37,7 @@ def version_of(model: str) -> tuple[int, int]:
 
 
 class FakeAnthropic(FakeService):
-    """Models by their version: ``claude-haiku-4-5``, ``claude-opus-4-6``, ``claude-sonnet-5`` …
+    """Models by their version: ``claude-haiku-4-5``, ``claude-opus-4-6``, ``claude-sonnet-5``.
 
     Attributes:
         context: the longest prompt, in words.

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
-from .service import Fault, FakeService, Refused, Seen, Written, tokens_of, write
+from .service import FakeService, Fault, Refused, Seen, Written, tokens_of, write
 
 KEY = "sk-fake-0123456789abcdef"
 _CHAT_FIELDS = {

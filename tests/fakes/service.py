@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections import deque
@@ -73,10 +74,8 @@ def tokens_of(text: str) -> list[str]:
 def fit(answer: str, schema: dict[str, Any]) -> str:
     """``answer`` as structured output has it: itself if it fits, else as the one property."""
     candidates: list[Any] = []
-    try:
+    with contextlib.suppress(ValueError):
         candidates.append(json.loads(answer))
-    except ValueError:
-        pass
     candidates += [{"value": value} for value in (*candidates, answer)]
     for value in candidates:
         try:
