@@ -53,6 +53,10 @@ class GrammarVocabulary(Protocol):
         ...
 
 
+_IN_UTF8 = (*range(0xC0), *range(0xC2, 0xF5))
+"""The bytes that may stand in UTF-8; some vocabularies lack rare ones."""
+
+
 class GrammarCompiler:
     """Compiles grammars for one tokenizer and keeps the ones used last. Safe in several threads.
 
@@ -77,6 +81,7 @@ class GrammarCompiler:
     ) -> None:
         self._vocab_size = vocab_size or tokenizer.vocab_size
         self._tokenizer = _ll_tokenizer(tokenizer, self._vocab_size)
+        self._spells_all = all(self._tokenizer.tokenize_bytes(bytes([byte])) for byte in _IN_UTF8)
         self._executor = LLExecutor(num_threads)
         self._limits = LLParserLimits(verbose_errors=False)
         self._cache: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
@@ -106,7 +111,7 @@ class GrammarCompiler:
             if found := self._cache.get(grammar):
                 self._cache.move_to_end(grammar)
                 return found
-        compiled = CompiledGrammar(self._matcher(grammar))
+        compiled = CompiledGrammar(self._matcher(grammar), self._spells_all)
         with self._lock:
             self._cache[grammar] = compiled
             while len(self._cache) > self._cache_size:
@@ -167,16 +172,18 @@ class CompiledGrammar:
 
     Args:
         matcher: at the start of the grammar; it is only copied.
+        spells_all: whether there is a token for every byte of UTF-8.
     """
 
-    __slots__ = ("_matcher",)
+    __slots__ = ("_matcher", "_spells_all")
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, spells_all: bool = True) -> None:
         self._matcher = matcher
+        self._spells_all = spells_all
 
     def new_state(self) -> GrammarState:
         """A sequence's place in the grammar, at its start."""
-        return GrammarState(self._matcher.deep_copy())
+        return GrammarState(self._matcher.deep_copy(), self._spells_all)
 
 
 class GrammarState:
@@ -184,12 +191,14 @@ class GrammarState:
 
     Args:
         matcher: llguidance's state, owned by this one.
+        spells_all: whether there is a token for every byte of UTF-8.
     """
 
-    __slots__ = ("matcher",)
+    __slots__ = ("_spells_all", "matcher")
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, spells_all: bool = True) -> None:
         self.matcher = matcher
+        self._spells_all = spells_all
 
     @property
     def can_end(self) -> bool:
@@ -240,11 +249,15 @@ class GrammarState:
 
         Raises:
             InternalError: there is blame.
-            InvalidRequest: the grammar ran into a limit.
+            InvalidRequest: the grammar ran into a limit, or asks for a character that no tokens
+                spell.
         """
         if not self.matcher.is_error():
             return
         problem = _tidy(self.matcher.get_error())
+        if "forced bytes" in problem and not self._spells_all:
+            unspelled = "asks for a character that this model has no tokens for"
+            raise InvalidRequest("grammar", f"{unspelled} ({problem})")
         if blame and "doesn't satisfy" in problem:
             raise InternalError(blame + problem)
         raise InvalidRequest("grammar", f"cannot go on: {problem}")

@@ -350,3 +350,9 @@ def test_one_bad_prompt_refuses_its_list_and_harms_no_other(served: Served) -> N
     assert "longer" in refusal(response)
     assert served.generate()["meta_info"]["completion_tokens"] == 8
     served.assert_idle()
+
+
+def test_a_grammar_that_the_vocabulary_cannot_spell_is_refused(served: Served) -> None:
+    body = {"text": "x", "sampling_params": {"regex": "\U000b153e+"}}  # no token has its first byte
+    assert "no tokens for" in refusal(served.post("/generate", **body))
+    assert served.generate()["meta_info"]["completion_tokens"] == 8
