@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,26 +65,27 @@ class Budget:
     """Counts what was spent, and refuses a call that could pass the bound.
 
     Args:
-        price: of the model; None if unknown.
+        price: of the model; None if it must be looked up.
+        find_price: looks it up, in a thread, before the first call; None if it is unknown.
         max_cost: US dollars that may be spent; None for no bound.
         max_tokens_total: tokens that may be used, prompts and answers; None for no bound.
 
     Raises:
-        InvalidArgument: a bound is not above 0, or is on the cost and the price is unknown.
+        InvalidArgument: a bound is not above 0.
     """
 
     def __init__(
-        self, price: Price | None, max_cost: float | None, max_tokens_total: int | None
+        self,
+        price: Price | None,
+        find_price: Callable[[], Price | None],
+        max_cost: float | None,
+        max_tokens_total: int | None,
     ) -> None:
         for name, bound in (("max_cost", max_cost), ("max_tokens_total", max_tokens_total)):
             if bound is not None and bound <= 0:
                 raise InvalidArgument(name, f"must be above 0, got {bound!r}")
-        if max_cost is not None and price is None:
-            raise InvalidArgument(
-                "max_cost",
-                "the price of this model is unknown: give price=(dollars for a million tokens of "
-                "prompt, of answer), or install asyncsgl[prices]",
-            )
+        self._find_price = find_price
+        self._ready = price is not None
         self._price = price
         self._max_cost = max_cost
         self._max_tokens = max_tokens_total
@@ -102,6 +104,22 @@ class Budget:
     def bounded(self) -> bool:
         """Whether there is a bound to keep."""
         return self._max_cost is not None or self._max_tokens is not None
+
+    async def ready(self) -> None:
+        """Look the price up, once.
+
+        Raises:
+            InvalidArgument: there is a bound on the cost, and the price is unknown.
+        """
+        if not self._ready:
+            self._price = await asyncio.to_thread(self._find_price)
+            self._ready = True
+        if self._max_cost is not None and self._price is None:
+            raise InvalidArgument(
+                "max_cost",
+                "the price of this model is unknown: give price=(dollars for a million tokens of "
+                "prompt, of answer), or install asyncsgl[prices]",
+            )
 
     def hold(self, prompt_tokens: int, completion_tokens: int) -> Hold:
         """Set aside what a call may cost.

@@ -90,12 +90,12 @@ class ProviderBackend(Backend):
         self._cooldown = cooldown_for(place, key, model_name)
         self._place = place
         self._fixed_args: dict[str, Any] = {}
-        price = (
-            price_per_million(*settings.price)
-            if settings.price is not None
-            else known_price(priced_as, model_name)
+        self.budget = Budget(
+            price_per_million(*settings.price) if settings.price is not None else None,
+            lambda: known_price(priced_as, model_name),
+            settings.max_cost,
+            settings.max_tokens_total,
         )
-        self.budget = Budget(price, settings.max_cost, settings.max_tokens_total)
         if isinstance(settings.concurrency, int):
             self.default_concurrency = settings.concurrency
         self._retries = 0
@@ -389,6 +389,7 @@ class ProviderBackend(Backend):
         )
         most = (call.max_tokens or _UNSAID_LIMIT) * (call.sampling.n or 1)
         likely = most if self._answer_tokens is None else min(most, 1.2 * self._answer_tokens + 8)
+        await self.budget.ready()
         hold = self.budget.hold(max(prompt, characters // 3), most)
         usage: Usage | None = None
         try:
