@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from ..errors import InvalidArgument
 from ..types import Usage
-from .retry import SYSTEM_CLOCK, Clock, secret_id
+from .retry import SYSTEM_CLOCK, Clock, Cooldown, cooldown_for, secret_id
 
 __all__ = ["Concurrency", "Limiter", "Ticket", "limiter_for"]
 
@@ -130,6 +130,7 @@ class Limiter:
         rpm: requests a minute; None for no limit.
         tpm: tokens a minute, prompt and answer together; None for no limit.
         concurrency: calls at once; ``"auto"`` finds out how many the provider bears.
+        cooldown: nothing is let through while it lasts.
         clock: time.
 
     Raises:
@@ -142,9 +143,11 @@ class Limiter:
         rpm: float | None = None,
         tpm: float | None = None,
         concurrency: Concurrency = None,
+        cooldown: Cooldown | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._clock = clock
+        self.cooldown = cooldown or Cooldown(clock)
         self._lock = threading.Lock()
         self._queue: deque[_Waiter] = deque()
         self._running = 0
@@ -240,9 +243,9 @@ class Limiter:
         """Let ``waiter`` in and give 0, or how long it has to wait; infinity: until woken."""
         if self._queue[0] is not waiter or self._running >= self.concurrency:
             return math.inf
-        delay = 0.0
+        delay = self.cooldown.remaining
         if self._requests is not None:
-            delay = self._requests.wait(1.0)
+            delay = max(delay, self._requests.wait(1.0))
         if self._tokens is not None:
             delay = max(delay, self._tokens.wait(waiter.need))
         if delay > 0:
@@ -305,6 +308,7 @@ def limiter_for(
     with _limiters_lock:
         limiter = _limiters.get(place)
         if limiter is None:
-            limiter = _limiters[place] = Limiter()
+            cooldown = cooldown_for(provider, key, model)
+            limiter = _limiters[place] = Limiter(cooldown=cooldown)
     limiter.configure(rpm=rpm, tpm=tpm, concurrency=concurrency)
     return limiter

@@ -39,7 +39,7 @@ from .forms import Form
 from .joined_stream import joined
 from .limits import Ticket, limiter_for
 from .planning import Plan, Profile, instructed, plan_call, stripped
-from .retry import RetryPolicy, cooldown_for, retried, retried_stream, secret_id
+from .retry import RetryPolicy, retried, retried_stream, secret_id
 from .settings import Settings
 from .shown import Shown
 
@@ -87,7 +87,7 @@ class ProviderBackend(Backend):
             tpm=settings.tpm,
             concurrency=settings.concurrency,
         )
-        self._cooldown = cooldown_for(place, key, model_name)
+        self._cooldown = self.limiter.cooldown
         self._place = place
         self._fixed_args: dict[str, Any] = {}
         self.budget = Budget(
@@ -394,7 +394,6 @@ class ProviderBackend(Backend):
         usage: Usage | None = None
         try:
             async with self.limiter.admitted(prompt + likely) as ticket:
-                await self._cooldown.passed()
                 try:
                     yield ticket
                 except OverloadedError:

@@ -1,0 +1,118 @@
+"""Answers kept on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import asyncsgl as sgl
+from asyncsgl.errors import InvalidArgument, OverloadedError
+from asyncsgl.testing import ScriptedBackend
+from tests.fakes.service import PNG
+
+pytestmark = pytest.mark.anyio
+
+
+@sgl.function
+async def ask(s: sgl.ProgramState, question: str = "Who?") -> None:
+    s += sgl.user(question)
+    s += sgl.assistant(sgl.gen("answer", max_tokens=8))
+
+
+async def test_the_same_request_is_asked_once(tmp_path: Path) -> None:
+    inner = ScriptedBackend(["one", "two"])
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        first = await ask.run(backend=backend)
+        again = await ask.run(backend=backend)
+        assert first["answer"] == again["answer"] == "one"
+        assert (first.usage.requests, again.usage.requests) == (1, 0)
+        meta = again.meta("answer")
+        assert isinstance(meta, sgl.Meta)
+        assert meta.emulated == ("cached answer",)
+        assert backend.statistics()["cache_hits"] == 1
+    assert len(inner.requests) == 1
+
+
+async def test_answers_outlive_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "answers.db"
+    async with sgl.cached(ScriptedBackend("kept"), path) as backend:
+        await ask.run(backend=backend)
+    second = ScriptedBackend("fresh")
+    async with sgl.cached(second, path) as backend:
+        assert (await ask.run(backend=backend))["answer"] == "kept"
+    assert second.requests == []
+
+
+async def test_all_that_changes_the_answer_counts(tmp_path: Path) -> None:
+    @sgl.function
+    async def look(s: sgl.ProgramState, data: bytes) -> None:
+        s += sgl.user("What?" + sgl.image(data))
+        s += sgl.assistant(sgl.gen("answer"))
+
+    inner = ScriptedBackend("x")
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        await ask.run(backend=backend)
+        await ask.run(backend=backend, question="What?")
+        await ask.run(backend=backend, temperature=0.5)
+        await ask.run(backend=backend, seed=1)
+        await look.run(data=PNG, backend=backend)
+        await look.run(data=PNG + b"\0", backend=backend)
+    assert len(inner.requests) == 6
+    other = ScriptedBackend("y", name="another")
+    async with sgl.cached(other, tmp_path / "answers.db") as backend:
+        assert (await ask.run(backend=backend))["answer"] == "y"
+
+
+async def test_requests_that_come_together_are_asked_once(tmp_path: Path) -> None:
+    inner = ScriptedBackend("one", delay=0.02)
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        states = await asyncio.gather(*[ask.run(backend=backend) for _ in range(8)])
+    assert {state["answer"] for state in states} == {"one"}
+    assert len(inner.requests) == 1
+
+
+async def test_who_waited_asks_when_the_first_fails(tmp_path: Path) -> None:
+    inner = ScriptedBackend([OverloadedError("busy"), "fine"], delay=0.02)
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        results = await asyncio.gather(
+            ask.run(backend=backend), ask.run(backend=backend), return_exceptions=True
+        )
+    assert isinstance(results[0], OverloadedError)
+    assert isinstance(results[1], sgl.State)
+    assert results[1]["answer"] == "fine"
+
+
+async def test_streams_are_kept_and_given_from_the_file(tmp_path: Path) -> None:
+    inner = ScriptedBackend("one two", chunk_size=2)
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        for _ in range(2):
+            async with ask.stream(backend=backend) as running:
+                pieces = [piece async for piece in running.text("answer")]
+            assert "".join(pieces) == "one two"
+        assert (await ask.run(backend=backend))["answer"] == "one two"
+    assert len(inner.requests) == 1
+
+
+async def test_choices_are_kept(tmp_path: Path) -> None:
+    @sgl.function
+    async def choose(s: sgl.ProgramState) -> None:
+        s += "Is it? " + sgl.select("verdict", ["yes", "no"])
+
+    inner = ScriptedBackend(scores={"no": -0.1})
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        one = await choose.run(backend=backend)
+        two = await choose.run(backend=backend)
+    assert one["verdict"] == two["verdict"] == "no"
+    assert one.meta("verdict").choice_scores == two.meta("verdict").choice_scores
+    assert len(inner.requests) == 1
+
+
+async def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("This is not a database, but some text that was here before. " * 40)
+    async with sgl.cached(ScriptedBackend("x"), path) as backend:
+        with pytest.raises(InvalidArgument, match=r"notes\.txt"):
+            await ask.run(backend=backend)
+    assert path.read_text().startswith("This is not")

@@ -1,0 +1,256 @@
+"""Limits a minute, calls at once, and budgets, on a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable
+
+import pytest
+
+from asyncsgl.backends.budget import Budget, price_per_million
+from asyncsgl.backends.limits import Limiter, limiter_for
+from asyncsgl.backends.retry import Clock, RetryPolicy, retried
+from asyncsgl.errors import BudgetExceeded, InvalidArgument, RateLimitError
+from asyncsgl.types import Usage
+
+pytestmark = pytest.mark.anyio
+
+
+class JumpingTime:
+    """A clock for many tasks: when nothing else can run, it jumps to the next who wakes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._count = itertools.count()
+        self.clock = Clock(lambda: self.now, self.sleep, lambda: 0.5, lambda: self.now)
+
+    async def sleep(self, seconds: float) -> None:
+        future = asyncio.get_running_loop().create_future()
+        entry = (self.now + seconds, next(self._count), future)
+        heapq.heappush(self._sleepers, entry)
+        await future
+
+    async def run(self, main: asyncio.Task[None]) -> None:
+        """Jump until ``main`` is done."""
+        while not main.done():
+            for _ in range(20):
+                await asyncio.sleep(0)
+            while self._sleepers and self._sleepers[0][2].done():
+                heapq.heappop(self._sleepers)
+            if self._sleepers and not main.done():
+                self.now, _, future = heapq.heappop(self._sleepers)
+                future.set_result(None)
+        await main
+
+
+class Service:
+    """Allows so much in any minute, and refuses what is above."""
+
+    def __init__(self, time: JumpingTime, rpm: int, tpm: int, latency: float = 0.2) -> None:
+        self.time = time
+        self.rpm = rpm
+        self.tpm = tpm
+        self.latency = latency
+        self.log: deque[tuple[float, int]] = deque()
+        self.refused: list[float] = []
+        self.done: list[float] = []
+
+    async def call(self, tokens: int) -> Usage:
+        now = self.time.now
+        while self.log and self.log[0][0] <= now - 60:
+            self.log.popleft()
+        used = sum(size for _, size in self.log)
+        if len(self.log) >= self.rpm or used + tokens > self.tpm:
+            self.refused.append(now)
+            raise RateLimitError("too many", retry_after=self.log[0][0] + 60 - now)
+        self.log.append((now, tokens))
+        await self.time.sleep(self.latency)
+        self.done.append(self.time.now)
+        return Usage(tokens // 2, tokens - tokens // 2, requests=1)
+
+
+async def work(
+    time: JumpingTime, service: Service, limiter: Limiter, calls: int, tokens: Callable[[int], int]
+) -> None:
+    """``calls`` calls at once, each with the retry loop and the cooldown, as backends do."""
+    cooldown = limiter.cooldown
+
+    async def one(number: int) -> None:
+        async def once() -> None:
+            async with limiter.admitted(100.0) as ticket:
+                ticket.settle(await service.call(tokens(number)))
+
+        policy = RetryPolicy(max_retries=50, deadline=None)
+        await retried(once, policy, cooldown=cooldown, clock=time.clock)
+
+    await asyncio.gather(*[one(number) for number in range(calls)])
+
+
+@pytest.mark.timeout(60)
+async def test_the_allowance_is_used_and_not_exceeded() -> None:
+    time = JumpingTime()
+    service = Service(time, rpm=600, tpm=60_000)
+    limiter = Limiter(rpm=600, tpm=60_000, clock=time.clock)
+    sizes = [60, 80, 90, 100, 120]  # 90 tokens on average: requests are the bound
+    task = asyncio.create_task(work(time, service, limiter, 2400, lambda n: sizes[n % 5]))
+    await time.run(task)
+    assert service.refused == []
+    assert 2400 / (service.done[-1] / 60) >= 0.95 * 600
+    assert limiter.running == limiter.waiting == 0
+
+
+@pytest.mark.timeout(60)
+async def test_tokens_can_be_the_bound() -> None:
+    time = JumpingTime()
+    service = Service(time, rpm=6000, tpm=60_000)
+    limiter = Limiter(rpm=6000, tpm=60_000, clock=time.clock)
+    task = asyncio.create_task(work(time, service, limiter, 1200, lambda _: 200))
+    await time.run(task)
+    assert service.refused == [], "what was underestimated is made up for"
+    used = 1200 * 200 / (service.done[-1] / 60)
+    assert used >= 0.95 * 60_000
+
+
+@pytest.mark.timeout(60)
+async def test_five_programs_share_one_key() -> None:
+    time = JumpingTime()
+    service = Service(time, rpm=600, tpm=60_000)
+    limiters = [limiter_for("shared", "key", "model", rpm=600) for _ in range(5)]
+    assert len(set(map(id, limiters))) == 1
+    one = Limiter(rpm=600, tpm=60_000, clock=time.clock)
+
+    async def programs() -> None:
+        await asyncio.gather(*[work(time, service, one, 300, lambda _: 90) for _ in range(5)])
+
+    await time.run(asyncio.create_task(programs()))
+    assert service.refused == []
+    assert 1500 / (service.done[-1] / 60) >= 0.95 * 600
+
+
+@pytest.mark.timeout(60)
+async def test_nothing_is_refused_after_the_first_cooldown() -> None:
+    time = JumpingTime()
+    service = Service(time, rpm=600, tpm=60_000)
+    service.log.extend([(0.0, 10)] * 550)  # somebody else has used the key
+    limiter = Limiter(rpm=600, tpm=60_000, clock=time.clock)
+    task = asyncio.create_task(work(time, service, limiter, 900, lambda _: 60))
+    await time.run(task)
+    assert service.refused
+    assert max(service.refused) - min(service.refused) <= service.latency
+
+
+async def test_first_come_first_served() -> None:
+    time = JumpingTime()
+    limiter = Limiter(rpm=60, clock=time.clock)
+    order: list[int] = []
+
+    async def one(number: int) -> None:
+        async with limiter.admitted():
+            order.append(number)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*[one(number) for number in range(30)])
+
+    await time.run(asyncio.create_task(all_of_them()))
+    assert order == list(range(30))
+
+
+async def test_only_so_many_at_once() -> None:
+    limiter = Limiter(concurrency=3)
+    most = 0
+
+    async def one() -> None:
+        nonlocal most
+        async with limiter.admitted():
+            most = max(most, limiter.running)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*[one() for _ in range(20)])
+    assert most == 3
+    assert limiter.running == limiter.waiting == 0
+
+
+async def test_who_gives_up_waiting_holds_nobody_up() -> None:
+    limiter = Limiter(concurrency=1)
+
+    async def one() -> None:
+        async with limiter.admitted():
+            await asyncio.sleep(0)
+
+    async with limiter.admitted():
+        waiting = [asyncio.create_task(one()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        assert limiter.waiting == 2
+    await asyncio.wait(waiting)
+    assert [task.cancelled() for task in waiting] == [True, False, False]
+    assert limiter.running == 0
+
+
+async def test_the_number_at_once_follows_the_service() -> None:
+    limiter = Limiter(concurrency="auto")
+    begun = limiter.concurrency
+    for _ in range(200):
+        async with limiter.admitted() as ticket:
+            ticket.settle(Usage(1, 1))
+    grown = limiter.concurrency
+    assert grown > begun
+    async with limiter.admitted() as one, limiter.admitted() as other:
+        one.refuse()
+        other.refuse()
+    once = limiter.concurrency
+    assert grown * 0.6 < once < grown, "one decrease for what was refused together"
+
+
+def test_limits_that_mean_nothing_are_refused() -> None:
+    for name, value in (("rpm", 0), ("tpm", -1), ("concurrency", 0), ("concurrency", "much")):
+        with pytest.raises(InvalidArgument, match=name):
+            Limiter(**{name: value})  # type: ignore[arg-type]
+
+
+async def test_a_limiter_serves_several_loops() -> None:
+    limiter = Limiter(concurrency=1)
+    running: list[int] = []
+
+    async def one() -> None:
+        async with limiter.admitted():
+            running.append(limiter.running)
+            await asyncio.sleep(0.001)
+
+    async def many() -> None:
+        await asyncio.gather(*[one() for _ in range(10)])
+
+    await asyncio.gather(*[asyncio.to_thread(asyncio.run, many()) for _ in range(3)], many())
+    assert running == [1] * 40
+
+
+async def test_a_budget_refuses_before_it_is_passed() -> None:
+    budget = Budget(price_per_million(1.0, 2.0), lambda: None, 0.001, None)
+    await budget.ready()
+    hold = budget.hold(100, 400)  # 0.0009 dollars at most
+    with pytest.raises(BudgetExceeded, match="max_cost"):
+        budget.hold(100, 100)
+    budget.settle(hold, Usage(100, 50, requests=1))
+    assert budget.cost == pytest.approx(0.0002)
+    budget.settle(budget.hold(100, 100), None)
+    assert budget.cost == pytest.approx(0.0002), "a call that failed costs nothing"
+
+
+async def test_a_budget_of_tokens() -> None:
+    budget = Budget(None, lambda: None, None, 100)
+    await budget.ready()
+    budget.settle(budget.hold(40, 50), Usage(40, 40))
+    with pytest.raises(BudgetExceeded, match="max_tokens_total"):
+        budget.hold(10, 20)
+    assert budget.cost is None, "an unknown price is not nothing"
+
+
+async def test_a_bound_on_the_cost_needs_a_price() -> None:
+    budget = Budget(None, lambda: None, 1.0, None)
+    with pytest.raises(InvalidArgument, match="price"):
+        await budget.ready()

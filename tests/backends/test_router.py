@@ -1,0 +1,112 @@
+"""Several backends as one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import asyncsgl as sgl
+from asyncsgl.backends.base import Capabilities
+from asyncsgl.backends.router import Policy
+from asyncsgl.errors import (
+    AuthenticationError,
+    BadRequestError,
+    InvalidArgument,
+    OverloadedError,
+    UnsupportedFeature,
+)
+from asyncsgl.testing import ScriptedBackend
+
+pytestmark = pytest.mark.anyio
+
+
+@sgl.function
+async def ask(s: sgl.ProgramState) -> None:
+    s += sgl.user("Who?")
+    s += sgl.assistant(sgl.gen("answer", max_tokens=8))
+
+
+def failing(error: Exception) -> ScriptedBackend:
+    return ScriptedBackend(lambda _: error, name="failing")
+
+
+@pytest.mark.parametrize("error", [OverloadedError("busy"), AuthenticationError("who?")])
+async def test_the_next_answers_where_one_fails(error: Exception) -> None:
+    first, second = failing(error), ScriptedBackend("me")
+    router = sgl.Router([first, second])
+    assert (await ask.run(backend=router))["answer"] == "me"
+    async with ask.stream(backend=router) as running:
+        assert [piece async for piece in running.text("answer")] == ["me"]
+    assert len(first.requests) == len(second.requests) == 2
+    assert router.statistics()["passed_on"] == 2
+
+
+async def test_a_bad_request_is_bad_everywhere() -> None:
+    second = ScriptedBackend("me")
+    router = sgl.Router([failing(BadRequestError("no")), second])
+    with pytest.raises(BadRequestError):
+        await ask.run(backend=router)
+    assert second.requests == []
+
+
+async def test_the_last_failure_is_raised() -> None:
+    router = sgl.Router([failing(OverloadedError("one")), failing(OverloadedError("two"))])
+    with pytest.raises(OverloadedError, match="two"):
+        await ask.run(backend=router)
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "least_busy"])
+async def test_the_load_is_spread(policy: Policy) -> None:
+    backends = [ScriptedBackend("me", delay=0.001) for _ in range(3)]
+    router = sgl.Router(backends, policy=policy)
+    await asyncio.gather(*[ask.run(backend=router) for _ in range(30)])
+    assert [len(backend.requests) for backend in backends] == [10, 10, 10]
+
+
+async def test_the_least_busy_gets_more() -> None:
+    slow, quick = ScriptedBackend("me", delay=0.2), ScriptedBackend("me")
+    router = sgl.Router([slow, quick], policy="least_busy")
+    for _ in range(4):
+        task = asyncio.create_task(ask.run(backend=router))
+        await asyncio.wait([task], timeout=0.01)
+    assert len(quick.requests) >= 3
+    await task
+
+
+async def test_what_one_cannot_do_goes_to_who_can() -> None:
+    chat = Capabilities(native=frozenset({"chat", "max_tokens", "continue_assistant"}))
+    poor, rich = ScriptedBackend("poor", capabilities=chat), ScriptedBackend("rich")
+    router = sgl.Router([poor, rich])
+    state = await ask.run(backend=router, top_k=3)
+    assert state["answer"] == "rich"
+    assert router.capabilities.support("top_k") == "emulated"
+    assert router.capabilities.support("max_tokens") == "native"
+    only_poor = sgl.Router([poor])
+    with pytest.raises(UnsupportedFeature, match="top_k"):
+        await ask.run(backend=only_poor, top_k=3)
+
+
+async def test_select_is_routed_too() -> None:
+    @sgl.function
+    async def choose(s: sgl.ProgramState) -> None:
+        s += "Is it? " + sgl.select("verdict", ["yes", "no"])
+
+    router = sgl.Router([ScriptedBackend(scores={"no": -0.1})])
+    assert (await choose.run(backend=router))["verdict"] == "no"
+
+
+async def test_closing_it_closes_all() -> None:
+    backends = [ScriptedBackend(), ScriptedBackend()]
+    async with sgl.Router(backends):
+        pass
+    for backend in backends:
+        with pytest.raises(sgl.ClosedError):
+            await ask.run(backend=backend)
+
+
+def test_a_router_needs_backends_and_a_policy() -> None:
+    with pytest.raises(InvalidArgument, match="at least one"):
+        sgl.Router([])
+    with pytest.raises(InvalidArgument, match="policy"):
+        sgl.Router([ScriptedBackend()], policy="best")  # type: ignore[arg-type]
