@@ -178,7 +178,7 @@ def checked_finish(
     Raises:
         ContentFilterError: with the provider's words where it gives some.
     """
-    if refusal or (finish == "content_filter" and not text):
+    if not text and (refusal or finish == "content_filter"):
         raise ContentFilterError(
             f"the answer was withheld: {refusal or 'for its content'}",
             backend=backend,

@@ -291,4 +291,5 @@ def response_pieces(found: GenerateContentResponse, backend: str) -> Iterator[Pi
             reasoning=thoughts,
             logprobs=_logprobs(candidate.logprobs_result),
             finish=_finish(candidate),
+            refusal=_refusal(candidate, text),
         )

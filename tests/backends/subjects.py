@@ -138,7 +138,7 @@ def _vertex(url: str, **settings: Any) -> VertexAI:
         "gemini-pro",
         project_id="project",
         location="us-central1",
-        credentials=Credentials(token=TOKEN),  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+        credentials=Credentials(token=TOKEN),  # type: ignore[no-untyped-call]
         base_url=url,
         **settings,
     )
