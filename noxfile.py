@@ -91,6 +91,14 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def litellm(session: nox.Session) -> None:
+    """Run the backends' contract over LiteLLM, whose dependencies need their own environment."""
+    install(session, "tests", extras="litellm,openai,http")
+    contract = ("-W", "default", "-k", "litellm", "tests/backends/test_contract.py")
+    session.run("pytest", *(session.posargs or contract))
+
+
+@nox.session(default=False)
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device."""
     install(session, "tests", extras=TESTED)
@@ -107,7 +115,7 @@ def soak(session: nox.Session) -> None:
 @nox.session(default=False)
 def api(session: nox.Session) -> None:
     """Send thousands of generated requests to the server, by its own OpenAPI document."""
-    install(session, "tests", extras="engine,serve")
+    install(session, "tests", extras="engine,serve,openai,anthropic,vertex,prices")
     session.install("-c", "constraints.txt", "schemathesis>=4.32")
     session.run("pytest", "--timeout=0", "-m", "soak", "tests/server/test_document.py")
 
