@@ -346,4 +346,4 @@ async def test_shutting_down_ends_what_runs(model_folder: Callable[[str], Path])
     with pytest.raises(Closed, match="shut down"):
         await engine.start()
     await engine.aclose()
-    assert not [thread for thread in threading.enumerate() if "asyncsgl" in thread.name]
+    assert [thread for thread in threading.enumerate() if "engine" in thread.name] == []

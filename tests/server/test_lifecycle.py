@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 LONG = {"text": "Once upon a time", "sampling_params": {"max_new_tokens": 1500, "ignore_eos": True}}
+SHORT = {"text": "x", "sampling_params": {"max_new_tokens": 1}}
 SMALL = ("--max-total-tokens", "8192", "--num-threads", "1", "--dtype", "float32")
 
 pytestmark = pytest.mark.timeout(120)  # a process imports torch before it serves
@@ -71,9 +72,10 @@ def start() -> Iterator[Callable[..., Server]]:
 
 
 def ends_well(lines: Iterator[str]) -> bool:
-    """Whether a stream is whole."""
+    """Whether a stream is whole: neither broken off nor ended by an error of the server's."""
     try:
-        return "data: [DONE]" in list(lines)
+        came = list(lines)
+        return came[-2] == "data: [DONE]" and '"error"' not in came[-4]
     except httpx.RemoteProtocolError:
         return False
 
@@ -81,7 +83,7 @@ def ends_well(lines: Iterator[str]) -> bool:
 def refused(url: str) -> httpx.Response:
     """The first answer of a server that drains."""
     while True:
-        response = httpx.post(f"{url}/generate", json={"text": "x"}, timeout=30)
+        response = httpx.post(f"{url}/generate", json=SHORT, timeout=30)
         if response.status_code != 200:
             return response
 
@@ -109,7 +111,8 @@ def test_a_signal_drains_and_a_second_one_ends(
 def test_a_second_signal_ends_at_once(start: Callable[..., Server], tiny_model: Path) -> None:
     command = ("asyncsgl.launch_server", "--model-path", str(tiny_model), "--port", "0")
     server = start(*command, "--max-total-tokens", "8192", "--log-level", "error")
-    with httpx.stream("POST", f"{server.url}/generate", json={**LONG, "stream": True}) as stream:
+    many = {**LONG, "text": ["Once upon"] * 8, "stream": True}
+    with httpx.stream("POST", f"{server.url}/generate", json=many) as stream:
         lines = stream.iter_lines()
         next(lines)
         server.signal(signal.SIGINT)
