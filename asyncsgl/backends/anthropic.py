@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -120,7 +121,7 @@ class Anthropic(ProviderBackend):
     @property
     def profile(self) -> Profile:
         """What the model takes."""
-        return profile_of(self._traits)
+        return _profile_of(self._traits)
 
     def learn(self, rejected: ParameterRejected) -> bool:
         """Do without the trait from now on, if the model was believed to have it."""
@@ -211,6 +212,9 @@ class Anthropic(ProviderBackend):
             if mine is None:
                 raise
             raise mine from error
+
+
+_profile_of = functools.lru_cache(maxsize=16)(profile_of)
 
 
 def _nothing() -> None:

@@ -12,6 +12,9 @@ from ..types import Usage
 
 __all__ = ["Budget", "Hold", "Price", "known_price", "price_per_million"]
 
+_TIERS_FROM = 100_000
+"""Prompt tokens below which no provider has another price."""
+
 Price = Callable[[Usage], float]
 """The cost of a call in US dollars."""
 
@@ -38,10 +41,25 @@ def known_price(provider: str, model: str) -> Price | None:
         return float(found.total_price)
 
     try:
-        price(Usage(1, 1))
+        return _straight(price)
     except (LookupError, ValueError):
         return None
-    return price
+
+
+def _straight(price: Price) -> Price:
+    """The same price, by three factors for short prompts: the table takes long for each call."""
+    size = 1000
+    prompt, answer = price(Usage(size)) / size, price(Usage(0, size)) / size
+    cached = price(Usage(size, 0, size)) / size
+
+    def quick(usage: Usage) -> float:
+        if usage.prompt_tokens > _TIERS_FROM:
+            return price(usage)
+        read = min(usage.cached_tokens, usage.prompt_tokens)
+        fresh = usage.prompt_tokens - read
+        return fresh * prompt + read * cached + usage.completion_tokens * answer
+
+    return quick
 
 
 def price_per_million(prompt: float, completion: float) -> Price:

@@ -135,6 +135,7 @@ class OpenAI(ProviderBackend):
         self._fixed_args = {**self._request_args, "effort": reasoning_effort, "chat": self._chat}
         self._hosted = base_url is None and not is_azure
         self._learned = Learned()
+        self._profile: Profile | None = None
         self._client_args = {**client_args, "api_key": api_key}
         if is_azure and api_version is not None:
             self._client_args |= {
@@ -152,16 +153,19 @@ class OpenAI(ProviderBackend):
     @property
     def profile(self) -> Profile:
         """What the model takes."""
-        return profile_of(
-            self.model_name,
-            chat=self._chat,
-            reasoning=self._reasons,
-            effort=self._effort,
-            learned=self._learned,
-        )
+        if self._profile is None:
+            self._profile = profile_of(
+                self.model_name,
+                chat=self._chat,
+                reasoning=self._reasons,
+                effort=self._effort,
+                learned=self._learned,
+            )
+        return self._profile
 
     def learn(self, rejected: ParameterRejected) -> bool:
         """Do without the parameter from now on, where that can be done."""
+        self._profile = None
         return self._learned.take(rejected)
 
     def check(self, request: GenRequest) -> None:
