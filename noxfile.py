@@ -123,6 +123,6 @@ def api(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, all of them or the files named after ``--``."""
-    install(session, "tests", extras=TESTED)
+    install(session, "tests", "bench", extras=TESTED)
     for script in session.posargs or sorted(map(str, Path("benchmarks").glob("*.py"))):
         session.run("python", script)

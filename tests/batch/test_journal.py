@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import stat
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from asyncsgl.errors import BatchError
 from asyncsgl.types import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from asyncsgl.batch.formats import JsonValue
@@ -289,33 +288,41 @@ async def test_no_plain_file(tmp_path: Path) -> None:
         await answered(tmp_path / "nowhere" / "out.jsonl")
 
 
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file may grow beyond 4 KiB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("small_disk")
 async def test_a_full_disk_is_an_error_and_what_was_written_stays(out: Path) -> None:
-    journal = await Journal(out, SETTINGS).__aenter__()
+    script = """
+import asyncio, resource, sys
+from pathlib import Path
+from asyncsgl.batch.journal import Journal
+from asyncsgl.batch.result import RowResult
+from asyncsgl.errors import BatchError
+from asyncsgl.types import Usage
+
+async def refused(work):
+    try:
+        await work
+    except BatchError as error:
+        return str(error)
+    return None
+
+async def main():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    journal = await Journal(Path(sys.argv[1]), {}).__aenter__()
     told = 0
+    def answer():
+        return journal.append(RowResult(told, {"question": "q"}, {}, Usage()))
+    while (first := await refused(answer())) is None:
+        told += 1
+    print(told, first, await refused(answer()), await refused(journal.__aexit__(None)), sep="|")
 
-    async def fill() -> None:
-        nonlocal told
-        while True:
-            await journal.append(answer(told))
-            told += 1
-
-    with pytest.raises(BatchError, match=r"cannot write .*out\.jsonl: File too large"):
-        await fill()
-    with pytest.raises(BatchError, match="cannot write"):
-        await journal.append(answer(told))
-    with pytest.raises(BatchError, match="cannot write"):
-        await journal.__aexit__(None)
-    assert await answered(out, 100) == list(range(told))
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", script, str(out)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+    told, first, *later = done.stdout.strip().split("|")
+    assert first == f"cannot write {out}: File too large", done.stderr
+    assert all(refusal.startswith("cannot write") for refusal in later)
+    whole = out.read_text(encoding="utf-8").split("\n")[:-1]
+    assert [json.loads(line)["index"] for line in whole] == list(range(int(told)))
 
 
 async def test_a_killed_process_has_written_what_it_was_told(out: Path) -> None:
