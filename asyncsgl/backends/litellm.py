@@ -300,9 +300,10 @@ def translated(error: Exception, backend: str) -> BackendError | None:
             return kind(message, backend=backend, status=status)
     if failed_to_connect(error):
         return BackendConnectionError(message, backend=backend)
-    openai = import_module("openai")
+    openai: Any = import_module("openai")
     if isinstance(error, openai.APIStatusError) and isinstance(status, int):
-        headers = getattr(error, "litellm_response_headers", None) or error.response.headers
+        headers = getattr(error, "litellm_response_headers", None)
+        headers = headers or getattr(getattr(error, "response", None), "headers", None)
         return error_of_status(
             status, message, backend=backend, seconds=retry_after(dict(headers or {}))
         )

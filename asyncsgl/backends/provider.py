@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
@@ -23,11 +22,9 @@ from ..errors import (
 )
 from ..types import (
     Completion,
-    Constraint,
     Delta,
     Generation,
     GenRequest,
-    SamplingParams,
     Scores,
     Timings,
     Usage,
@@ -35,6 +32,7 @@ from ..types import (
 from .base import Backend, Capabilities
 from .budget import Budget, known_price, price_per_million
 from .calls import Call, ParameterRejected, Piece, Reply
+from .choosing import choosing, chosen
 from .forms import Form
 from .joined_stream import joined
 from .limits import Ticket, limiter_for
@@ -195,57 +193,13 @@ class ProviderBackend(Backend):
 
     async def choose(self, request: GenRequest, choices: Sequence[str]) -> Scores:
         """One choice, by a schema where the provider enforces one, else by asking for it."""
-        structured = self.profile.dialect is not None and not self.profile.completion
-        label = "one of " + ", ".join(choices)
-        if structured:
-            source = json.dumps({"type": "string", "enum": list(choices)}, ensure_ascii=False)
-            constraint = Constraint("json_schema", source, label)
-        else:
-            pattern = "|".join(re.escape(choice) for choice in choices)
-            constraint = Constraint("regex", f"({pattern})", label)
-        generation = await self.generate(self._choosing(request, choices, constraint))
-        text = generation.completions[0].text
-        chosen = json.loads(text) if structured and text.startswith('"') else text
-        if chosen not in choices:
-            raise OutputError(f"{self.name} chose {chosen!r}, which is not {label}")
-        how = "a JSON schema of the choices" if structured else "asking for one of the choices"
+        asking, how = choosing(request, choices, self.profile)
+        generation = await self.generate(asking)
         return Scores(
-            decision=list(choices).index(chosen),
+            decision=chosen(generation.completions[0].text, choices, self.profile, self.name),
             usage=generation.usage,
-            emulated=(f"select: by {how}",),
+            emulated=how,
             timings=generation.timings,
-        )
-
-    def _choosing(
-        self, request: GenRequest, choices: Sequence[str], constraint: Constraint
-    ) -> GenRequest:
-        messages = request.messages
-        if request.continue_assistant:
-            *before, last = messages
-            messages = tuple(before)
-            if last.parts:
-                words = (
-                    f"Your answer begins with: {last.text}\n"
-                    "Say which of these comes next, word for word: "
-                    + "; ".join(map(json.dumps, choices))
-                )
-                messages = instructed(messages, words)
-        limit: int | None = max(len(choice.encode()) for choice in choices) + 32
-        if self.profile.default_max_tokens is None:
-            limit = None
-        can = self.capabilities
-        sampling = request.sampling
-        kept = {
-            name: getattr(sampling, name)
-            for name in sampling.given()
-            if can.support(name) != "refused"
-        }
-        return replace(
-            request,
-            messages=messages,
-            sampling=SamplingParams(**{**kept, "max_tokens": limit}),
-            constraint=constraint,
-            continue_assistant=False,
         )
 
     def statistics(self) -> Mapping[str, float]:

@@ -163,16 +163,14 @@ class Router(Backend):
         return able
 
     def _order(self, able: list[int]) -> list[int]:
-        match self.policy:
-            case "fallback":
-                return able
-            case "round_robin":
-                start = next(self._turn) % len(able)
-                return able[start:] + able[:start]
-            case "least_busy":
-                turn = next(self._turn)
-                count = len(self.backends)
-                return sorted(able, key=lambda at: (self._running[at], (at - turn) % count))
+        if self.policy == "fallback":
+            return able
+        turn = next(self._turn)
+        if self.policy == "round_robin":
+            start = turn % len(able)
+            return able[start:] + able[:start]
+        count = len(self.backends)
+        return sorted(able, key=lambda at: (self._running[at], (at - turn) % count))
 
     def _enter(self, at: int) -> None:
         self._running[at] += 1
