@@ -46,10 +46,10 @@ def sdk_error(
     if isinstance(error, sdk.APITimeoutError) and not failed_to_connect(error):
         return BackendTimeout("no answer in time", backend=backend)
     if isinstance(error, sdk.APIConnectionError):
-        said = f"{error.message} {error.__cause__ or ''}"
+        said = f"{error} {error.__cause__ or ''}"
         return BackendConnectionError(no_secrets(said.strip()), backend=backend)
     if isinstance(error, sdk.APIResponseValidationError):
-        return BackendError(f"the answer is not as it must be: {error.message}", backend=backend)
+        return BackendError(f"the answer is not as it must be: {error}", backend=backend)
     if isinstance(error, sdk.APIStatusError):
         return of_status(error, backend)
     if isinstance(error, sdk.APIError):  # an error event in a stream

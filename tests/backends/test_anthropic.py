@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from tests.fakes.anthropic import KEY, FakeAnthropic
 from tests.fakes.service import Fault
 
 pytestmark = pytest.mark.anyio
+NOTHING: Mapping[str, Any] = {}
 
 
 @pytest.fixture
@@ -35,10 +36,10 @@ def at(fake: FakeAnthropic, model: str = "claude-haiku-4-5", **settings: Any) ->
 
 
 @sgl.function
-async def ask(s: sgl.ProgramState, gen: dict[str, Any] | None = None) -> None:
+async def ask(s: sgl.ProgramState, gen: Mapping[str, Any] = NOTHING) -> None:
     s += sgl.system("You are brief.")
     s += sgl.user("Who?")
-    s += sgl.assistant(sgl.gen("answer", **(gen or {})))
+    s += sgl.assistant(sgl.gen("answer", **gen))
 
 
 @sgl.function

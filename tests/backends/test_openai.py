@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from tests.fakes.openai import KEY, FakeOpenAI
 from tests.fakes.service import Fault
 
 pytestmark = pytest.mark.anyio
+NOTHING: Mapping[str, Any] = {}
 
 
 @pytest.fixture
@@ -35,10 +36,10 @@ def at(fake: FakeOpenAI, model: str = "gpt-4o", **settings: Any) -> OpenAI:
 
 
 @sgl.function
-async def ask(s: sgl.ProgramState, gen: dict[str, Any] | None = None) -> None:
+async def ask(s: sgl.ProgramState, gen: Mapping[str, Any] = NOTHING) -> None:
     s += sgl.system("You are brief.")
     s += sgl.user("Who?")
-    s += sgl.assistant(sgl.gen("answer", **(gen or {})))
+    s += sgl.assistant(sgl.gen("answer", **gen))
 
 
 @pytest.mark.parametrize(

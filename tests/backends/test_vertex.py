@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from tests.fakes.gemini import KEY, FakeGemini
 
 pytest.importorskip("google.genai")
 pytestmark = pytest.mark.anyio
+NOTHING: Mapping[str, Any] = {}
 
 
 @pytest.fixture
@@ -33,10 +34,10 @@ def at(fake: FakeGemini, model: str = "gemini-3.5-flash", **settings: Any) -> Ve
 
 
 @sgl.function
-async def ask(s: sgl.ProgramState, gen: dict[str, Any] | None = None) -> None:
+async def ask(s: sgl.ProgramState, gen: Mapping[str, Any] = NOTHING) -> None:
     s += sgl.system("You are brief.")
     s += sgl.user("Who?")
-    s += sgl.assistant(sgl.gen("answer", **(gen or {})))
+    s += sgl.assistant(sgl.gen("answer", **gen))
 
 
 async def read(backend: VertexAI) -> sgl.State:
