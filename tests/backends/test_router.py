@@ -67,11 +67,12 @@ async def test_the_load_is_spread(policy: Policy) -> None:
 async def test_the_least_busy_gets_more() -> None:
     slow, quick = ScriptedBackend("me", delay=0.2), ScriptedBackend("me")
     router = sgl.Router([slow, quick], policy="least_busy")
+    tasks: list[asyncio.Task[sgl.State]] = []
     for _ in range(4):
-        task = asyncio.create_task(ask.run(backend=router))
-        await asyncio.wait([task], timeout=0.01)
+        tasks.append(asyncio.create_task(ask.run(backend=router)))
+        await asyncio.wait(tasks[-1:], timeout=0.01)
     assert len(quick.requests) >= 3
-    await task
+    await asyncio.gather(*tasks)
 
 
 async def test_what_one_cannot_do_goes_to_who_can() -> None:
