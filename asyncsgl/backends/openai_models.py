@@ -58,8 +58,8 @@ _HINTS = {
     "ebnf": "use json_schema or regex, or a local Runtime",
     "video": "send frames of it with sgl.image(...)",
     "continue_assistant": (
-        "a chat model cannot continue a turn: begin the assistant turn with the gen, or give the "
-        "program @function(num_api_spec_tokens=...)"
+        "a chat model cannot continue a turn: begin each assistant turn with its gen "
+        "(num_api_spec_tokens does not help yet: calls are not speculated)"
     ),
 }
 

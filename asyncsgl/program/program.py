@@ -403,8 +403,8 @@ def function(
 
     Args:
         body: an ``async def``, or a plain ``def`` that appends without waiting.
-        num_api_spec_tokens: on chat APIs, generate whole assistant turns of several gens with
-            one call of so many tokens and match it against the turn.
+        num_api_spec_tokens: kept for programs written for SGLang; no call is speculated yet,
+            so chat APIs refuse a gen inside a begun turn with or without it.
 
     Raises:
         ProgramError: the function has no parameter for the state.
