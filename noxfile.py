@@ -93,7 +93,8 @@ def minimums(session: nox.Session) -> None:
 @nox.session(default=False)
 def litellm(session: nox.Session) -> None:
     """Run the backends' contract over LiteLLM, whose dependencies need their own environment."""
-    install(session, "tests", extras="litellm,openai,http")
+    tools = nox.project.dependency_groups(PYPROJECT, "tests")
+    session.install("-c", "constraints-litellm.txt", *tools, "-e", ".[http,litellm,openai]")
     contract = ("-W", "default", "-k", "litellm", "tests/backends/test_contract.py")
     session.run("pytest", *(session.posargs or contract))
 
