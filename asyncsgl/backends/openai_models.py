@@ -58,8 +58,8 @@ _HINTS = {
     "ebnf": "use json_schema or regex, or a local Runtime",
     "video": "send frames of it with sgl.image(...)",
     "continue_assistant": (
-        "a chat model cannot continue a turn: begin each assistant turn with its gen "
-        "(num_api_spec_tokens does not help yet: calls are not speculated)"
+        "a chat model cannot continue a turn: begin each assistant turn with its gen, or let one "
+        "call write the whole turn with @sgl.function(num_api_spec_tokens=256)"
     ),
 }
 

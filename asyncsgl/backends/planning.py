@@ -12,7 +12,7 @@ from .calls import Call
 from .forms import Form, form_of
 from .schemas import Dialect
 
-__all__ = ["Plan", "Profile", "plan_call", "stripped"]
+__all__ = ["Plan", "Profile", "folded", "instructed", "plan_call", "stripped"]
 
 NEUTRAL: Mapping[str, object] = {
     "min_tokens": 0,
@@ -113,7 +113,7 @@ def plan_call(request: GenRequest, profile: Profile, backend: str) -> Plan:
     sampling, stops = _sampling(request.sampling, profile, notes)
     prefill = request.continue_assistant and bool(messages) and messages[-1].role == "assistant"
     if prefill and profile.capabilities.support("continue_assistant") == "emulated":
-        messages = _folded(messages)
+        messages = folded(messages)
         prefill = False
         notes.add("continue_assistant: folded into the user's turn")
     form = None
@@ -164,7 +164,7 @@ def instructed(messages: tuple[Message, ...], words: str) -> tuple[Message, ...]
     return (*before, Message("user", (*last.parts, f"\n\n{words}")))
 
 
-def _folded(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def folded(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """The open assistant turn as an instruction to begin the answer so."""
     *before, last = messages
     words = (

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..lang.expr import Node
 from ..types import Message, Part, Role
 from .variable import Variable
+
+if TYPE_CHECKING:
+    from .draft import Draft
 
 __all__ = ["Barrier", "Branch", "ForkPoint", "Item", "JoinMode", "JoinPoint", "Mark", "Task"]
 
@@ -68,11 +71,13 @@ class Branch:
         started: its task has begun to work.
         claimed: a join of the parent takes its failure.
         tolerated: that join keeps the failure from the parent.
+        draft: what a call for its whole open turn wrote, for the turn's generations.
     """
 
     __slots__ = (
         "children",
         "claimed",
+        "draft",
         "failure",
         "gated",
         "listeners",
@@ -103,6 +108,7 @@ class Branch:
         self.failure: Exception | None = None
         self.claimed = False
         self.tolerated = False
+        self.draft: Draft | None = None
         self.listeners: list[Callable[[Branch], None]] = []
         self.parent: Branch | None = None
         self.children: list[Branch] = []
@@ -147,6 +153,11 @@ class Branch:
         if self.role is None and not self.parts:
             return tuple(self.messages)
         return (*self.messages, Message(self.role, tuple(self.parts)))
+
+    @property
+    def open_text(self) -> str:
+        """The texts of the open turn."""
+        return "".join(part for part in self.parts if isinstance(part, str))
 
     def text_since(self, mark: Mark) -> str:
         """The texts after ``mark``, without role markers."""
@@ -201,6 +212,12 @@ class Branch:
         listeners, self.listeners = self.listeners, []
         for listener in listeners:
             listener(self)
+
+    def drop_draft(self) -> None:
+        """Give up what a call for the open turn has written; its turn or the run is over."""
+        if self.draft is not None:
+            self.draft.close()
+            self.draft = None
 
     def family(self) -> Iterator[Branch]:
         """This branch and all that came from it."""

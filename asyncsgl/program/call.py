@@ -16,6 +16,7 @@ from .door import Door
 from .events import Listener, RunFinished, RunStarted
 from .interpreter import Interpreter
 from .result import State, collect
+from .speculation import Speculation
 from .state import ProgramState
 
 __all__ = ["Call"]
@@ -33,9 +34,19 @@ class Call:
         backend: where to run.
         defaults: sampling defaults of the run.
         door: makes the way for the body to reach its run.
+        num_api_spec_tokens: most tokens of one call for a whole turn, where such calls are made.
     """
 
-    __slots__ = ("arguments", "backend", "body", "defaults", "door", "name", "run_id")
+    __slots__ = (
+        "arguments",
+        "backend",
+        "body",
+        "defaults",
+        "door",
+        "name",
+        "num_api_spec_tokens",
+        "run_id",
+    )
 
     def __init__(
         self,
@@ -45,6 +56,7 @@ class Call:
         backend: Backend,
         defaults: SamplingParams,
         door: Callable[[], Door],
+        num_api_spec_tokens: int | None = None,
     ) -> None:
         self.name = name
         self.body = body
@@ -52,6 +64,7 @@ class Call:
         self.backend = backend
         self.defaults = defaults
         self.door = door
+        self.num_api_spec_tokens = num_api_spec_tokens
         self.run_id = f"run-{os.getpid():x}-{next(_run_numbers):x}"
 
     def run(
@@ -91,7 +104,14 @@ class Call:
     async def _in_task_group(self, listeners: Sequence[Listener], streaming: bool) -> State:
         door = self.door()
         tasks = asyncio.TaskGroup()
-        run = Interpreter(self.backend, self.defaults, tasks, listeners, streaming=streaming)
+        run = Interpreter(
+            self.backend,
+            self.defaults,
+            tasks,
+            listeners,
+            streaming=streaming,
+            speculation=Speculation.of(self.num_api_spec_tokens, self.backend, door),
+        )
         s = ProgramState(run, run.main, door)
         failure: Exception | None = None
         value: object = None

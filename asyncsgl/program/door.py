@@ -35,6 +35,9 @@ class Door(Protocol):
     def ask(self, question: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """What waiting for an answer gives."""
 
+    async def pause(self, enough: Callable[[], bool]) -> None:
+        """Return when the body waits or has ended, or what it has appended is ``enough``."""
+
     async def run_body(
         self, body: Callable[..., Any], state: object, arguments: Mapping[str, object]
     ) -> object:
@@ -57,6 +60,9 @@ class CoroutineDoor:
     def ask(self, question: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """A coroutine, to be awaited."""
         return question()
+
+    async def pause(self, enough: Callable[[], bool]) -> None:
+        """Return at once: whatever else runs on the loop runs while the body waits."""
 
     async def run_body(
         self, body: Callable[..., Any], state: object, arguments: Mapping[str, object]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import OutputError, TruncatedStreamError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .branch import Branch, Task
     from .interpreter import Interpreter
 
-__all__ = ["generate_into", "select_into"]
+__all__ = ["choose", "generate", "generate_into", "select_into", "store", "store_choice", "watched"]
 
 T = TypeVar("T")
 
@@ -36,23 +36,39 @@ async def generate_into(run: Interpreter, branch: Branch, node: Gen, task: Task)
     """
     request = await run.request(branch, node.sampling, node)
     run.backend.check(request)
+    with watched(run, branch, node, request):
+        generation = await generate(run, branch, node, request)
+    store(run, branch, node, task, generation)
+
+
+@contextmanager
+def watched(
+    run: Interpreter, branch: Branch, node: Gen | Select, request: GenRequest
+) -> Iterator[None]:
+    """Tell the listeners that the node's variable is begun, and if it fails."""
     if run.listeners:
         run.emit(VariableStarted(branch.path, node.name, request, run.backend.name))
     try:
-        if run.streaming:
-            generation = await _streamed(run, branch, node, request)
-        else:
-            generation = await run.backend.generate(request)
+        yield
     except BaseException as error:
         if run.listeners:
             run.emit(VariableFailed(branch.path, node.name, error))
         raise
+
+
+async def generate(run: Interpreter, branch: Branch, node: Gen, request: GenRequest) -> Generation:
+    """Make one call for ``node``, showing its pieces to the listeners where these are wanted."""
+    if run.streaming:
+        generation = await _streamed(run, branch, node, request)
+    else:
+        generation = await run.backend.generate(request)
     run.usage += generation.usage
-    _store(run, branch, node, task, generation)
+    return generation
 
 
-def _store(run: Interpreter, branch: Branch, node: Gen, task: Task, generation: Generation) -> None:
-    answers = [_split(node, completion) for completion in generation.completions]
+def store(run: Interpreter, branch: Branch, node: Gen, task: Task, generation: Generation) -> None:
+    """Set the task's variables to what was generated, and put its text down."""
+    answers = [split(node, completion) for completion in generation.completions]
     texts = [answer for _, answer in answers]
     metas: list[Meta] = []
     typed: list[object] = []
@@ -77,7 +93,7 @@ def _one_or_all(values: list[T]) -> T | list[T]:
     return values if len(values) > 1 else values[0]
 
 
-def _split(node: Gen, completion: Completion) -> tuple[str, str]:
+def split(node: Gen, completion: Completion) -> tuple[str, str]:
     """(reasoning, answer) of a completion."""
     if completion.reasoning is not None or node.reasoning is None:
         return completion.reasoning or "", completion.text
@@ -168,17 +184,22 @@ async def select_into(run: Interpreter, branch: Branch, node: Select, task: Task
     """
     request = await run.request(branch, run.greedy(node.temperature), node)
     run.backend.check_select(request)
-    if run.listeners:
-        run.emit(VariableStarted(branch.path, node.name, request, run.backend.name))
-    try:
-        scores = await run.backend.score(
-            request, node.choices, unconditional=node.method.unconditional
-        )
-    except BaseException as error:
-        if run.listeners:
-            run.emit(VariableFailed(branch.path, node.name, error))
-        raise
+    with watched(run, branch, node, request):
+        scores = await choose(run, node, request)
+    store_choice(run, branch, node, task, request, scores)
+
+
+async def choose(run: Interpreter, node: Select, request: GenRequest) -> Scores:
+    """Have the node's choices scored, or one of them chosen."""
+    scores = await run.backend.score(request, node.choices, unconditional=node.method.unconditional)
     run.usage += scores.usage
+    return scores
+
+
+def store_choice(
+    run: Interpreter, branch: Branch, node: Select, task: Task, request: GenRequest, scores: Scores
+) -> None:
+    """Set the task's variable to what was chosen, and put its text down."""
     index, meta = _decide(run, node, request, scores)
     text = node.choices[index]
     branch.parts.append(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from ..backends.base import Backend
 from ..errors import InternalError, ProgramError
@@ -22,12 +22,15 @@ from ..lang.expr import (
     TextSource,
 )
 from ..lang.template import ChatTemplate
-from ..types import GenRequest, Media, Message, SamplingParams, Usage
+from ..types import Constraint, GenRequest, Media, Message, SamplingParams, Usage
 from .branch import Barrier, Branch, ForkPoint, Item, JoinPoint, Task
 from .events import BranchFinished, BranchStarted, Event, Listener, Text
 from .generation import generate_into, select_into
 from .joining import merge_children
 from .variable import Variable
+
+if TYPE_CHECKING:
+    from .speculation import Speculation
 
 __all__ = ["Interpreter"]
 
@@ -45,6 +48,7 @@ class Interpreter:
         tasks: the run's task group.
         listeners: take the run's events; none costs nothing.
         streaming: whether text is wanted piece by piece.
+        speculation: calls for whole turns, where the program wants them and they are needed.
     """
 
     __slots__ = (
@@ -57,6 +61,7 @@ class Interpreter:
         "defaults",
         "listeners",
         "main",
+        "speculation",
         "streaming",
         "template",
         "usage",
@@ -70,12 +75,14 @@ class Interpreter:
         listeners: Sequence[Listener] = (),
         *,
         streaming: bool = False,
+        speculation: Speculation | None = None,
     ) -> None:
         self.backend = backend
         self.defaults = defaults
         self.usage = _NOTHING_USED
         self.listeners = tuple(listeners)
         self.streaming = streaming
+        self.speculation = speculation
         self.template: ChatTemplate | None = None
         self.main = Branch()
         self._tasks = tasks
@@ -118,7 +125,7 @@ class Interpreter:
         On a failure all that is still under way is cancelled.
         """
         if self._beginning is not None and self._busy == 1:
-            self.close()
+            self._unschedule()
             self.main.task = asyncio.current_task()  # nobody else is at work: no task is needed
             await self._work(self.main)
         while self._busy and not self._unhandled():
@@ -131,7 +138,16 @@ class Interpreter:
             raise failed.failure
 
     def close(self) -> None:
-        """Start nothing any more."""
+        """Start nothing any more, and give up calls whose text nobody will read."""
+        self._unschedule()
+        for branch in self.main.family():
+            branch.drop_draft()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work`` beside the branches; the run waits for its end."""
+        return self._tasks.create_task(work)
+
+    def _unschedule(self) -> None:
         if self._beginning is not None:
             self._beginning.cancel()
             self._beginning = None
@@ -148,6 +164,7 @@ class Interpreter:
     def cancel(self, branches: Iterable[Branch]) -> None:
         """Cancel what ``branches`` still do."""
         for branch in branches:
+            branch.drop_draft()
             if branch.task is not None and branch.started:
                 branch.task.cancel()
             elif branch.busy:
@@ -171,9 +188,21 @@ class Interpreter:
         messages = branch.prompt()
         if branch.role is None and not branch.parts:
             messages = (*messages, Message(None, ()))
-        open_turn = branch.role == "assistant"
         if isinstance(node, Gen):
             sampling = self.defaults.merged(sampling)
+        constraint = node.constraint if isinstance(node, Gen) else None
+        open_turn = branch.role == "assistant"
+        return await self.request_of(messages, sampling, constraint, open_turn=open_turn)
+
+    async def request_of(
+        self,
+        messages: tuple[Message, ...],
+        sampling: SamplingParams,
+        constraint: Constraint | None = None,
+        *,
+        open_turn: bool,
+    ) -> GenRequest:
+        """The request for an answer to ``messages``; the last is to be continued if open."""
         text = None
         if self.backend.capabilities.wants_text:
             template = await self.chat_template()
@@ -183,7 +212,7 @@ class Interpreter:
             sampling,
             f"gen-{next(_request_numbers):012x}",
             text,
-            node.constraint if isinstance(node, Gen) else None,
+            constraint,
             open_turn,
         )
 
@@ -265,6 +294,7 @@ class Interpreter:
         self, branch: Branch, error: Exception, item: Item | None = None, *, handled: bool = False
     ) -> None:
         """Mark ``branch`` as failed, and with it all that it has queued."""
+        branch.drop_draft()
         if branch.failure is None:
             branch.failure = error
             if not handled:
@@ -294,6 +324,9 @@ class Interpreter:
     def _execute(self, branch: Branch, item: Item) -> Coroutine[Any, Any, None]:
         """What executes an item that needs waiting."""
         match item:
+            case Task(node=Gen() | Select() as node) if self._speculates(branch):
+                assert self.speculation is not None
+                return self.speculation.fill(self, branch, node, item)
             case Task(node=Gen() as node):
                 return generate_into(self, branch, node, item)
             case Task(node=Select() as node):
@@ -308,6 +341,9 @@ class Interpreter:
                 raise InternalError(f"nothing to wait for: {item!r}")
             case _:
                 assert_never(item)
+
+    def _speculates(self, branch: Branch) -> bool:
+        return self.speculation is not None and branch.role == "assistant"
 
     async def _use(self, branch: Branch, source: TextSource) -> None:
         value: object = await source
@@ -327,8 +363,10 @@ class Interpreter:
             case TextNode(text=text):
                 self._add_text(branch, text)
             case RoleBegin(role=role):
+                branch.drop_draft()
                 branch.begin(role)
             case RoleEnd():
+                branch.drop_draft()
                 branch.close()
             case ScopeBegin(name=name):
                 branch.scopes[name] = branch.mark()

@@ -29,6 +29,7 @@ from .defaults import choose_backend
 from .door import CoroutineDoor, Door, PlainDoor
 from .prefix import SharedPrefix, prefix_request
 from .result import State
+from .state import is_count
 from .stream import ProgramStream
 from .tracer import Traced, constant_prefix, trace
 
@@ -70,6 +71,10 @@ class Program:
                     f"the parameter {str(parameter).partition(':')[0]!r} of the program "
                     f"{body.__qualname__} cannot be given by name, and arguments are"
                 )
+        if num_api_spec_tokens is not None and not is_count(num_api_spec_tokens):
+            raise InvalidArgument(
+                "num_api_spec_tokens", f"must be at least 1, got {num_api_spec_tokens!r}"
+            )
         functools.update_wrapper(self, body)
         self.body = body
         self.num_api_spec_tokens = num_api_spec_tokens
@@ -332,7 +337,8 @@ class Program:
         defaults = fields if fields is not None else sampling_of(cast("Overrides", sampling))
         chosen = choose_backend(backend)
         filled = {**self.bound, **mine}
-        return Call(self.name, self.body, filled, chosen, defaults, self._door)
+        tokens = self.num_api_spec_tokens
+        return Call(self.name, self.body, filled, chosen, defaults, self._door, tokens)
 
     def _sampling_only(self, sampling: Mapping[str, Any]) -> SamplingParams:
         unknown = set(sampling) - _SAMPLING_NAMES
@@ -381,7 +387,7 @@ def concurrency_of(num_threads: object, backend: Backend) -> int:
     """
     if num_threads == "auto":
         return backend.default_concurrency
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+    if not is_count(num_threads):
         raise InvalidArgument("num_threads", f"must be 'auto' or at least 1, got {num_threads!r}")
     return num_threads
 
@@ -403,10 +409,12 @@ def function(
 
     Args:
         body: an ``async def``, or a plain ``def`` that appends without waiting.
-        num_api_spec_tokens: kept for programs written for SGLang; no call is speculated yet,
-            so chat APIs refuse a gen inside a begun turn with or without it.
+        num_api_spec_tokens: where the model cannot continue an assistant turn that has begun, as
+            on chat APIs, ask for the whole turn in one call of so many tokens and read its
+            generations from the answer. Without effect where the model can.
 
     Raises:
+        InvalidArgument: ``num_api_spec_tokens`` is not a whole number of 1 or more.
         ProgramError: the function has no parameter for the state.
     """
     if body is not None:

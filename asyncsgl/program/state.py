@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, Unpack
 
 from ..errors import InvalidArgument, ProgramError, UnknownVariable
 from ..lang.api import gen, select
@@ -305,7 +305,7 @@ class ProgramState:
         Raises:
             InvalidArgument: ``n`` is not a whole number of 1 or more.
         """
-        if not _is_count(n):
+        if not is_count(n):
             raise InvalidArgument("n", f"must be a whole number, at least 1, got {n!r}")
         self._refuse_closed()
         first = self._forks
@@ -345,7 +345,8 @@ class ProgramState:
         return f"<ProgramState branch={self._branch.path} variables={list(self._variables)}>"
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether ``value`` is a whole number of 1 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

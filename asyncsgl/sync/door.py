@@ -25,10 +25,11 @@ class ThreadDoor:
     in its thread, so that the body ends; the run waits for that.
     """
 
-    __slots__ = ("_lock", "_loop", "_open", "_tasks", "_waits")
+    __slots__ = ("_changed", "_lock", "_loop", "_open", "_tasks", "_waits")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
         self._lock = threading.Lock()
         self._open = True
         self._tasks: set[asyncio.Task[None]] = set()
@@ -41,7 +42,12 @@ class ThreadDoor:
             ClosedError: the run has ended.
         """
         self._check()
-        self._loop.call_soon_threadsafe(lambda: function(*args, **kwargs))
+
+        def called() -> None:
+            function(*args, **kwargs)
+            self._tell()
+
+        self._loop.call_soon_threadsafe(called)
 
     def read(self, variable: Variable) -> Any:
         """Wait for the variable and give its text."""
@@ -77,6 +83,17 @@ class ThreadDoor:
         task = self._loop.create_task(_answer(question, future))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake whoever looks at what the body does."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def pause(self, enough: Callable[[], bool]) -> None:
+        """Return when the body waits or has ended, or what it has appended is ``enough``."""
+        while self._open and not self._tasks and not enough():
+            await self._changed.wait()
 
     async def run_body(
         self, body: Callable[..., Any], state: object, arguments: Mapping[str, object]
@@ -109,6 +126,7 @@ class ThreadDoor:
         with self._lock:
             self._open = False
             waits = list(self._waits)
+        self._tell()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
