@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ClosedError, InvalidArgument
+from ..errors import AsyncSGLError, ClosedError, InvalidArgument
 from ..lang.chat_template import ChatTemplate
 from ..types import (
     ChoiceScore,
@@ -26,8 +26,12 @@ from ..types import (
     Usage,
 )
 from .base import Backend, Capabilities
+from .shared_stream import SharedStream
 
 __all__ = ["CachedBackend", "cached"]
+
+Place = tuple[asyncio.AbstractEventLoop, str]
+"""Where a request is under way: the loop, and what names the request."""
 
 _FORMAT = "1"
 _SCHEMA = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)"
@@ -62,7 +66,8 @@ class CachedBackend(Backend):
         self.path = Path(path)
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
-        self._under_way: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[None]] = {}
+        self._under_way: dict[Place, asyncio.Future[None]] = {}
+        self._streams: dict[Place, SharedStream[Delta]] = {}
         self._hits = 0
         self._misses = 0
         self._closed = False
@@ -94,17 +99,33 @@ class CachedBackend(Backend):
         return _generation(found, kept=kept)
 
     async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
-        """Answer one request piece by piece; a kept answer comes in one piece."""
+        """Answer one request piece by piece; a kept answer comes in one piece.
+
+        Requests that come while an equal one streams follow that stream.
+        """
         key = self._key("generate", request)
-        found = await asyncio.to_thread(self._read, key)
-        if found is None:
-            self._misses += 1
-            async with aclosing(self.backend.stream(request)) as deltas:
-                async for delta in deltas:
-                    if delta.generation is not None:
-                        await asyncio.to_thread(self._write, key, asdict(delta.generation))
-                    yield delta
-            return
+        place = asyncio.get_running_loop(), key
+        while (found := await asyncio.to_thread(self._read, key)) is None:
+            leads = place not in self._under_way
+            if leads:
+                self._misses += 1
+                self._streams[place] = shared = SharedStream(self._kept_stream(request, key))
+                self._under_way[place] = shared.ended
+                shared.ended.add_done_callback(lambda _: self._has_ended(place))
+            elif place not in self._streams:
+                await asyncio.wait([self._under_way[place]])
+                continue
+            begun = False
+            try:
+                async with aclosing(self._streams[place].read()) as deltas:
+                    async for delta in deltas:
+                        begun = True
+                        yield delta if leads else _followed(delta)
+            except AsyncSGLError:
+                if leads or begun:
+                    raise
+            else:
+                return
         self._hits += 1
         generation = _generation(found, kept=True)
         for index, completion in enumerate(generation.completions):
@@ -112,6 +133,17 @@ class CachedBackend(Backend):
                 completion.text, index, completion.reasoning or "", completion.logprobs or ()
             )
         yield Delta(generation=generation)
+
+    async def _kept_stream(self, request: GenRequest, key: str) -> AsyncGenerator[Delta, None]:
+        async with aclosing(self.backend.stream(request)) as deltas:
+            async for delta in deltas:
+                if delta.generation is not None:
+                    await asyncio.to_thread(self._write, key, asdict(delta.generation))
+                yield delta
+
+    def _has_ended(self, place: Place) -> None:
+        del self._under_way[place]
+        self._streams.pop(place, None)
 
     async def score(
         self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
@@ -194,7 +226,7 @@ class CachedBackend(Backend):
             await asyncio.to_thread(self._write, key, answer)
             return answer, False
         finally:
-            del self._under_way[place]
+            self._has_ended(place)
             done.set_result(None)
 
     # -- the file; runs in threads -------------------------------------------------------------
@@ -256,9 +288,18 @@ def _generation(found: Mapping[str, Any], *, kept: bool) -> Generation:
         found["model"],
         emulated=tuple(found["emulated"]),
     )
-    if not kept:
-        return generation
+    return _as_kept(generation) if kept else generation
+
+
+def _as_kept(generation: Generation) -> Generation:
+    """The same answer for who has not paid for it."""
     return replace(generation, usage=Usage(), emulated=(*generation.emulated, "cached answer"))
+
+
+def _followed(delta: Delta) -> Delta:
+    if delta.generation is None:
+        return delta
+    return replace(delta, generation=_as_kept(delta.generation))
 
 
 def _logprobs(found: Sequence[Mapping[str, Any]] | None) -> tuple[TokenLogprob, ...] | None:

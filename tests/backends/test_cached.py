@@ -95,6 +95,61 @@ async def test_streams_are_kept_and_given_from_the_file(tmp_path: Path) -> None:
     assert len(inner.requests) == 1
 
 
+async def read(backend: sgl.Backend) -> tuple[list[str], sgl.State]:
+    async with ask.stream(backend=backend) as running:
+        pieces = [piece async for piece in running.text("answer")]
+        return pieces, await running.result()
+
+
+async def test_equal_streams_that_come_together_are_asked_once(tmp_path: Path) -> None:
+    inner = ScriptedBackend("one two three", chunk_size=2, delay=0.01)
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        async with ask.stream(backend=backend) as running:
+            leading = running.text("answer")
+            pieces = [await anext(leading)]
+            others = [asyncio.create_task(read(backend)) for _ in range(3)]
+            whole = asyncio.create_task(ask.run(backend=backend))
+            pieces += [piece async for piece in leading]
+            read_states = [(pieces, await running.result()), *await asyncio.gather(*others)]
+        assert (await whole)["answer"] == "one two three"
+        assert all(len(pieces) > 1 for pieces, _ in read_states), "they follow it as it comes"
+        assert {"".join(pieces) for pieces, _ in read_states} == {"one two three"}
+        assert sum(state.usage.requests for _, state in read_states) == 1
+        assert backend.statistics()["cache_misses"] == 1
+    assert len(inner.requests) == 1
+
+
+async def test_a_stream_goes_on_while_one_reads_it(tmp_path: Path) -> None:
+    inner = ScriptedBackend("one two three", chunk_size=2, delay=0.01)
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        second = asyncio.create_task(read(backend))
+        async with ask.stream(backend=backend) as running:
+            async for _ in running.text("answer"):
+                break  # the first leaves
+        pieces, _ = await second
+        assert "".join(pieces) == "one two three"
+    assert len(inner.requests) == 1
+
+
+async def test_a_stream_that_nobody_reads_is_closed(tmp_path: Path) -> None:
+    inner = ScriptedBackend(["one two three", "again"], chunk_size=2, delay=0.01)
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        async with ask.stream(backend=backend) as running:
+            async for _ in running.text("answer"):
+                break
+        assert (await ask.run(backend=backend))["answer"] == "again", "half an answer is not kept"
+        assert backend.statistics()["cache_misses"] == 2
+
+
+async def test_who_follows_a_stream_asks_when_it_fails(tmp_path: Path) -> None:
+    inner = ScriptedBackend([OverloadedError("busy"), "fine"], delay=0.02)
+    async with sgl.cached(inner, tmp_path / "answers.db") as backend:
+        first, second = await asyncio.gather(read(backend), read(backend), return_exceptions=True)
+    assert isinstance(first, OverloadedError)
+    assert isinstance(second, tuple)
+    assert second[0] == ["fine"]
+
+
 async def test_choices_are_kept(tmp_path: Path) -> None:
     @sgl.function
     async def choose(s: sgl.ProgramState) -> None:
