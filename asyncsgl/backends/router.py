@@ -105,7 +105,7 @@ class Router(Backend):
                         begun = True
                         yield delta
                 return
-            except BackendError as error:
+            except (BackendError, UnsupportedFeature) as error:
                 if begun or place == len(order) - 1 or not _goes_on(error):
                     raise
                 self._passed_on += 1
@@ -184,7 +184,7 @@ class Router(Backend):
             self._enter(at)
             try:
                 return await call(self.backends[at])
-            except BackendError as error:
+            except (BackendError, UnsupportedFeature) as error:
                 if place == len(order) - 1 or not _goes_on(error):
                     raise
                 self._passed_on += 1
@@ -193,6 +193,8 @@ class Router(Backend):
         raise AssertionError("the loop returns or raises")
 
 
-def _goes_on(error: BackendError) -> bool:
-    """Whether another backend may do better."""
+def _goes_on(error: BackendError | UnsupportedFeature) -> bool:
+    """Whether another backend may do better; what one cannot do it may have learned just now."""
+    if isinstance(error, UnsupportedFeature):
+        return True
     return is_retryable(error) or not isinstance(error, BadRequestError)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import get_args
 
 import pytest
 
@@ -12,11 +15,13 @@ from asyncsgl.backends.router import Policy
 from asyncsgl.errors import (
     AuthenticationError,
     BadRequestError,
+    BudgetExceeded,
     InvalidArgument,
     OverloadedError,
     UnsupportedFeature,
 )
 from asyncsgl.testing import ScriptedBackend
+from asyncsgl.types import Delta, GenRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +30,20 @@ pytestmark = pytest.mark.anyio
 async def ask(s: sgl.ProgramState) -> None:
     s += sgl.user("Who?")
     s += sgl.assistant(sgl.gen("answer", max_tokens=8))
+
+
+class Breaking(ScriptedBackend):
+    """Streams that break off after their first piece."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("one two", chunk_size=2)
+        self._error = error
+
+    async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
+        async with aclosing(super().stream(request)) as deltas:
+            async for delta in deltas:
+                yield delta
+                raise self._error
 
 
 def failing(error: Exception) -> ScriptedBackend:
@@ -86,6 +105,46 @@ async def test_what_one_cannot_do_goes_to_who_can() -> None:
     only_poor = sgl.Router([poor])
     with pytest.raises(UnsupportedFeature, match="top_k"):
         await ask.run(backend=only_poor, top_k=3)
+
+
+@pytest.mark.parametrize("policy", get_args(Policy))
+async def test_a_stream_that_has_begun_stays_where_it_is(policy: Policy) -> None:
+    backends = [Breaking(OverloadedError("broke off")), Breaking(OverloadedError("broke off"))]
+    router = sgl.Router(backends, policy=policy)
+    async with ask.stream(backend=router) as running:
+        with pytest.raises(OverloadedError, match="broke off"):
+            _ = [piece async for piece in running.text("answer")]
+    assert sum(len(backend.requests) for backend in backends) == 1
+    assert router.statistics()["passed_on"] == 0
+    assert router._running == [0, 0]
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "least_busy"])
+async def test_streams_are_spread_and_passed_on(policy: Policy) -> None:
+    backends = [failing(OverloadedError("busy")), ScriptedBackend("me"), ScriptedBackend("me")]
+    router = sgl.Router(backends, policy=policy)
+    for _ in range(6):
+        async with ask.stream(backend=router) as running:
+            assert [piece async for piece in running.text("answer")] == ["me"]
+    assert min(len(backend.requests) for backend in backends) >= 2
+    assert router.statistics()["passed_on"] == len(backends[0].requests)
+    assert router._running == [0, 0, 0]
+
+
+async def test_what_one_has_just_learned_not_to_take_goes_to_who_takes_it() -> None:
+    error = UnsupportedFeature("first", "temperature")
+    router = sgl.Router([failing(error), ScriptedBackend("me")])
+    assert (await ask.run(backend=router))["answer"] == "me"
+    async with ask.stream(backend=router) as running:
+        assert [piece async for piece in running.text("answer")] == ["me"]
+
+
+async def test_a_budget_that_is_spent_ends_the_run() -> None:
+    second = ScriptedBackend("me")
+    router = sgl.Router([failing(BudgetExceeded("no more")), second])
+    with pytest.raises(BudgetExceeded):
+        await ask.run(backend=router)
+    assert second.requests == []
 
 
 async def test_select_is_routed_too() -> None:
