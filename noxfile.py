@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ nox.options.default_venv_backend = "virtualenv"
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 TESTED = "anthropic,engine,http,openai,otel,prices,serve,vertex,video"
+LLMOCK = "llmock==0.2.2"
+AIMOCK = "@copilotkit/aimock@1.43.0"
 SOURCES = ("asyncsgl", "engine", "tests", "examples", "benchmarks", "noxfile.py")
 WHEEL_FILES = {
     f"{package}/{name}"
@@ -92,11 +95,36 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def litellm(session: nox.Session) -> None:
-    """Run the backends' contract over LiteLLM, whose dependencies need their own environment."""
+    """Run the backends' contract and tests over LiteLLM, whose dependencies need their own environment."""
     tools = nox.project.dependency_groups(PYPROJECT, "tests")
     session.install("-c", "constraints-litellm.txt", *tools, "-e", ".[http,litellm,openai]")
-    contract = ("-W", "default", "-k", "litellm", "tests/backends/test_contract.py")
-    session.run("pytest", *(session.posargs or contract))
+    session.run(
+        "pytest", "-W", "default", *(session.posargs or ("-k", "litellm", "tests/backends"))
+    )
+
+
+@nox.session(default=False)
+def llmock(session: nox.Session) -> None:
+    """Run the backends against llmock, a fake of several services, in an environment of its own."""
+    install(session, "tests", extras=TESTED)
+    folder = Path(session.create_tmp()) / "llmock"  # it brings a plugin for pytest along
+    session.run("python", "-m", "venv", str(folder))
+    session.run(str(folder / "bin" / "pip"), "install", "-q", LLMOCK, external=True)
+    program = {"ASYNCSGL_LLMOCK": str(folder / "bin" / "llmock")}
+    session.run("pytest", *(session.posargs or ("tests/external/test_llmock.py",)), env=program)
+
+
+@nox.session(default=False)
+def aimock(session: nox.Session) -> None:
+    """Run the backends against aimock, another fake of several services; needs npm."""
+    if shutil.which("npm") is None:
+        session.skip("npm is not installed")
+    install(session, "tests", extras=TESTED)
+    folder = Path(session.create_tmp()) / "aimock"
+    npm = ("npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder))
+    session.run(*npm, AIMOCK, external=True)
+    program = {"ASYNCSGL_AIMOCK": str(folder / "node_modules" / ".bin" / "aimock")}
+    session.run("pytest", *(session.posargs or ("tests/external/test_aimock.py",)), env=program)
 
 
 @nox.session(default=False)
