@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,7 +17,6 @@ from ..errors import (
     ContextLengthError,
     InvalidArgument,
     MissingDependency,
-    UnsupportedFeature,
 )
 from ..lang.chat_template import ChatTemplate
 from .anthropic_models import profile_of, traits_of
@@ -27,8 +26,9 @@ from .anthropic_wire import (
     message_body,
     message_reply,
     shared_prefix,
+    size_of,
 )
-from .calls import Call, ParameterRejected, Piece, Reply
+from .calls import Assembly, Call, ParameterRejected, Piece, Reply
 from .http_errors import error_of_status
 from .per_loop import PerLoop
 from .planning import Profile
@@ -37,7 +37,7 @@ from .retry import retry_after
 from .sdk_errors import no_secrets
 from .sent_ahead import SentAhead
 from .settings import Settings
-from .stainless import http_client, sdk_error
+from .stainless import make_client, sdk_error
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -96,23 +96,24 @@ class Anthropic(ProviderBackend):
         others = {"auth_token", "credentials", "config", "profile"} & set(client_args)
         if not (api_key or others or os.environ.get("ANTHROPIC_AUTH_TOKEN")):
             raise InvalidArgument("api_key", "give it, or set ANTHROPIC_API_KEY")
+        base_url = client_args.get("base_url") or os.environ.get("ANTHROPIC_BASE_URL")
         super().__init__(
             "anthropic",
             model_name,
-            place=client_args.get("base_url") or "anthropic",
+            place=base_url or "anthropic",
             key=api_key,
             settings=settings,
-            priced_as="anthropic",
+            priced_as=base_url or "anthropic",
+            fixed={**(request_args or {}), "sampling": sampling, "prefill": prefill},
+            chat_template=chat_template,
         )
-        self.chat_template = chat_template
+        self._request_args = dict(request_args or {})
         traits = traits_of(model_name)
         self._traits = replace(
             traits,
             sampling=traits.sampling if sampling is None else sampling,
             prefill=traits.prefill if prefill is None else prefill,
-        )
-        self._request_args = dict(request_args or {})
-        self._fixed_args = self._request_args
+        ).told(self._request_args.get("thinking"))
         self._client_args = {"open_telemetry": False, **client_args, "api_key": api_key}
         self._cache = cache
         self._ahead = SentAhead()
@@ -132,67 +133,75 @@ class Anthropic(ProviderBackend):
         return True
 
     async def ask(self, call: Call) -> Reply:
-        """One call without streaming."""
-        client = await self._clients.get()
+        """One call without streaming; one that leads others is streamed, to let them go early."""
         async with self._in_turn(call) as begun:
-            with self._translating():
+            if begun is not None:
+                return await self._read(call, begun)
+            client = await self._clients.get()
+            with self.translating():
                 message = await client.messages.create(**self._body(call))
-            begun()
         return message_reply(message, call, self.name)
 
     async def pieces(self, call: Call) -> AsyncGenerator[Piece, None]:
         """One call, streamed."""
+        async with self._in_turn(call) as begun, aclosing(self._streamed_call(call)) as pieces:
+            async for piece in pieces:
+                if begun is not None:
+                    begun()
+                yield piece
+
+    async def _read(self, call: Call, begun: Callable[[], None]) -> Reply:
+        assembly = Assembly(self.name, 1)
+        async with aclosing(self._streamed_call(call)) as pieces:
+            async for piece in pieces:
+                begun()
+                assembly.add(piece)
+        return assembly.reply()
+
+    async def _streamed_call(self, call: Call) -> AsyncGenerator[Piece, None]:
         client = await self._clients.get()
-        pieces = Pieces(call)
-        async with self._in_turn(call) as begun:
-            with self._translating():
-                async with await client.messages.create(**self._body(call), stream=True) as events:
-                    async for event in events:
-                        begun()
-                        piece = pieces.take(event)
-                        if piece is not None:
-                            yield piece
+        split = Pieces(call)
+        with self.translating():
+            async with await client.messages.create(**self._body(call), stream=True) as events:
+                async for event in events:
+                    piece = split.take(event)
+                    if piece is not None:
+                        yield piece
 
     def _body(self, call: Call) -> dict[str, Any]:
-        cached = self._cache and call.size() >= CACHED_CHARACTERS
+        cached = self._cache and size_of(call.messages) >= CACHED_CHARACTERS
         body = message_body(call, self.model_name, self.name, cached=cached)
         return {**body, "timeout": self.settings.timeout, **self._request_args}
 
     @asynccontextmanager
-    async def _in_turn(self, call: Call) -> AsyncGenerator[Callable[[], None], None]:
+    async def _in_turn(self, call: Call) -> AsyncGenerator[Callable[[], None] | None, None]:
+        """Wait where another call with the same prompt leads; see :meth:`SentAhead.turn`."""
         prefix = self._prefix(call) if self._cache else None
         if prefix is None:
-            yield _nothing
+            yield None
             return
         async with self._ahead.turn(prefix) as begun:
             yield begun
 
     def _prefix(self, call: Call) -> Hashable | None:
         """What the service keeps of this prompt; None if it is too short to be kept."""
-        if call.size() < CACHED_CHARACTERS:
+        if size_of(call.messages) < CACHED_CHARACTERS:
             return None
         system = [message for message in call.messages if message.role == "system"]
         turns = [message for message in call.messages if message.role != "system"]
         kept = (*system, *shared_prefix(turns))
-        size = sum(len(message.text) for message in kept)
-        return hash(kept) if size >= CACHED_CHARACTERS else None
+        return hash(kept) if size_of(kept) >= CACHED_CHARACTERS else None
 
     # -- the client --------------------------------------------------------------------------
 
-    async def _connect(self) -> AsyncAnthropic:
-        return await asyncio.to_thread(self._make_client)
+    def translated(self, error: Exception) -> BackendError | None:
+        """The error of asyncsgl for one of the SDK's; None if it is none of its."""
+        return sdk_error(import_module("anthropic"), error, self.name, _status_error)
 
-    def _make_client(self) -> AsyncAnthropic:
-        anthropic = import_module("anthropic")
-        arguments = {name: value for name, value in self._client_args.items() if value is not None}
-        if "http_client" not in arguments:
-            arguments["http_client"] = http_client(anthropic, self.limiter.concurrency)
-        try:
-            client: AsyncAnthropic = anthropic.AsyncAnthropic(
-                timeout=self.settings.timeout, max_retries=0, **arguments
-            )
-        except (TypeError, anthropic.AnthropicError) as error:
-            raise InvalidArgument("client_args", no_secrets(str(error))) from error
+    async def _connect(self) -> AsyncAnthropic:
+        client: AsyncAnthropic = await asyncio.to_thread(
+            make_client, "anthropic", "AsyncAnthropic", self._client_args, self.settings
+        )
         return client
 
     async def aclose(self) -> None:
@@ -200,25 +209,8 @@ class Anthropic(ProviderBackend):
         await super().aclose()
         await self._clients.aclose()
 
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        """Raise the SDK's errors as ours."""
-        try:
-            yield
-        except (BackendError, UnsupportedFeature):
-            raise
-        except Exception as error:
-            mine = sdk_error(import_module("anthropic"), error, self.name, _status_error)
-            if mine is None:
-                raise
-            raise mine from error
-
 
 _profile_of = functools.lru_cache(maxsize=16)(profile_of)
-
-
-def _nothing() -> None:
-    pass
 
 
 async def _disconnect(client: AsyncAnthropic) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from .base import Capabilities
 from .planning import Profile
@@ -12,6 +13,10 @@ from .schemas import ANTHROPIC
 __all__ = ["ModelTraits", "profile_of", "traits_of"]
 
 _NAME = re.compile(r"claude-(?:(?:opus|sonnet|haiku|instant)-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)")
+_THINKING = frozenset({"enabled", "adaptive"})
+_THINKING_LIMIT = 4096
+"""Tokens for thinking and answer where nobody says a number; the API wants one."""
+_WHILE_THINKING = "the model takes no sampling parameters while it thinks: leave it out"
 _SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 _NO_SAMPLING = "this model takes no sampling parameters: leave it out, or use one up to Claude 4.6"
 _NOT_THERE = "the API has no such parameter: leave it out, or use a local Runtime"
@@ -42,11 +47,32 @@ class ModelTraits:
         sampling: it takes temperature, top_p and top_k.
         prefill: it continues an assistant turn that has begun.
         structured: it takes a JSON schema for its answer.
+        thinking: it is told to think before it answers.
+        thinking_tokens: that it may think with, where that is a number of its own.
     """
 
     sampling: bool
     prefill: bool
     structured: bool
+    thinking: bool = False
+    thinking_tokens: int = 0
+
+    def told(self, thinking: object) -> ModelTraits:
+        """The same model with the API's parameter ``thinking``.
+
+        While it thinks it takes no sampling parameters and continues no turn. Its thinking
+        counts as a part of ``max_tokens``.
+        """
+        if not isinstance(thinking, Mapping) or thinking.get("type") not in _THINKING:
+            return self
+        budget = thinking.get("budget_tokens")
+        return replace(
+            self,
+            sampling=False,
+            prefill=False,
+            thinking=True,
+            thinking_tokens=budget if isinstance(budget, int) else 0,
+        )
 
 
 def traits_of(model: str) -> ModelTraits:
@@ -68,7 +94,7 @@ def profile_of(traits: ModelTraits) -> Profile:
     if traits.sampling:
         native |= _SAMPLING
     else:
-        hints |= dict.fromkeys(_SAMPLING, _NO_SAMPLING)
+        hints |= dict.fromkeys(_SAMPLING, _WHILE_THINKING if traits.thinking else _NO_SAMPLING)
     (native if traits.prefill else emulated).add("continue_assistant")
     (native if traits.structured else emulated).add("json_schema")
     return Profile(
@@ -77,5 +103,9 @@ def profile_of(traits: ModelTraits) -> Profile:
         visible_stops=True,
         max_answers=1,
         dialect=ANTHROPIC if traits.structured else None,
+        default_max_tokens=(
+            _THINKING_LIMIT if traits.thinking and not traits.thinking_tokens else 128
+        ),
+        thinking_tokens=traits.thinking_tokens,
         temperature=None if traits.sampling else 1.0,
     )

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from anthropic.types import Message as AnthropicMessage
     from anthropic.types import RawMessageStreamEvent
 
-__all__ = ["CACHED_CHARACTERS", "Pieces", "message_body", "message_reply", "shared_prefix"]
+__all__ = [
+    "CACHED_CHARACTERS",
+    "Pieces",
+    "message_body",
+    "message_reply",
+    "shared_prefix",
+    "size_of",
+]
 
 _IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 _FINISH: Mapping[str, FinishReason] = {
@@ -28,6 +35,7 @@ _FINISH: Mapping[str, FinishReason] = {
 }
 _SAMPLING_VERSION = "2023-06-01"
 """The last version of the API that takes sampling parameters."""
+_IMAGE_CHARACTERS = 6000
 CACHED_CHARACTERS = 4096
 """Prompts that are shorter are not cached: the service wants 1,024 tokens and more."""
 
@@ -77,6 +85,15 @@ def message_body(call: Call, model: str, backend: str, *, cached: bool) -> dict[
         body["extra_body"] = sampling
         body["extra_headers"] = {"anthropic-version": _SAMPLING_VERSION}
     return body
+
+
+def size_of(messages: Sequence[Message]) -> int:
+    """Characters of text, and what images weigh beside them."""
+    return sum(
+        len(part) if isinstance(part, str) else _IMAGE_CHARACTERS
+        for message in messages
+        for part in message.parts
+    )
 
 
 def shared_prefix(turns: Sequence[Message]) -> Sequence[Message]:
@@ -140,6 +157,10 @@ def _spaced(call: Call) -> bool:
     return text != text.rstrip()
 
 
+def _refusal(finish: FinishReason | None) -> str:
+    return "the model refused" if finish == "content_filter" else ""
+
+
 def message_reply(found: AnthropicMessage, call: Call, backend: str) -> Reply:
     """A whole message; its thinking apart from its text.
 
@@ -149,10 +170,7 @@ def message_reply(found: AnthropicMessage, call: Call, backend: str) -> Reply:
     text = "".join(block.text for block in found.content if block.type == "text")
     thought = "".join(block.thinking for block in found.content if block.type == "thinking")
     finish = _FINISH.get(found.stop_reason or "", "stop")
-    refusal = ""
-    if finish == "content_filter":
-        refusal = "" if text else "the model refused"
-    checked_finish(backend, finish, text, refusal, found.id)
+    checked_finish(backend, finish, text, _refusal(finish), found.id)
     usage = _usage(found.usage)
     completion = Completion(
         text.lstrip() if _spaced(call) else text,
@@ -197,13 +215,14 @@ class Pieces:
                 self._add(event.usage)
                 return None
             case "message_stop":
-                return Piece(finish=self._finish, matched_stop=self._matched, usage=self._usage)
+                return Piece(
+                    finish=self._finish,
+                    matched_stop=self._matched,
+                    usage=self._usage,
+                    refusal=_refusal(self._finish),
+                )
             case _:
                 return None
-
-    def so_far(self) -> Usage | None:
-        """What is known of the cost before the end."""
-        return self._usage
 
     def _text(self, text: str) -> Piece | None:
         if self._strip:

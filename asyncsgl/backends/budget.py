@@ -23,9 +23,12 @@ def known_price(provider: str, model: str) -> Price | None:
     """The price of ``model`` by the table of the package genai-prices; None if unknown.
 
     Args:
-        provider: as that table calls it: ``"openai"``, ``"anthropic"``, ``"google"``, ``"azure"``.
+        provider: as that table calls it (``"openai"``, ``"anthropic"``, ``"google"``,
+            ``"azure"``), or an address that it may know; empty if it is unknown.
         model: the model's name.
     """
+    if not provider:
+        return None
     try:
         import genai_prices
     except ImportError:
@@ -37,7 +40,10 @@ def known_price(provider: str, model: str) -> Price | None:
             output_tokens=usage.completion_tokens,
             cache_read_tokens=min(usage.cached_tokens, usage.prompt_tokens),
         )
-        found = genai_prices.calc_price(priced, model_ref=model, provider_id=provider or None)
+        if "://" in provider:
+            found = genai_prices.calc_price(priced, model_ref=model, provider_api_url=provider)
+        else:
+            found = genai_prices.calc_price(priced, model_ref=model, provider_id=provider)
         return float(found.total_price)
 
     try:
@@ -77,6 +83,9 @@ class Hold:
 
     tokens: int
     cost: float
+
+
+_FREE = Hold(0, 0.0)
 
 
 class Budget:
@@ -139,15 +148,14 @@ class Budget:
                 "prompt, of answer), or install asyncsgl[prices]",
             )
 
-    def hold(self, prompt_tokens: int, completion_tokens: int) -> Hold:
+    def hold(self, most: Usage) -> Hold:
         """Set aside what a call may cost.
 
         Raises:
             BudgetExceeded: that could pass the bound; nothing is set aside.
         """
         if not self.bounded:
-            return Hold(0, 0.0)
-        most = Usage(prompt_tokens, completion_tokens)
+            return _FREE
         cost = self._price(most) if self._price is not None else 0.0
         with self._lock:
             self._check(most.total_tokens, cost)

@@ -20,6 +20,12 @@ class ParameterRejected(BadRequestError):
 
     parameter: str = ""
 
+    def as_bad_request(self) -> BadRequestError:
+        """The same refusal for callers, who know of no parameters to learn."""
+        return BadRequestError(
+            self.message, backend=self.backend, request_id=self.request_id, status=self.status
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -56,6 +62,10 @@ class Call:
         return sum(
             len(part) for message in self.messages for part in message.parts if type(part) is str
         )
+
+    def images(self) -> int:
+        """Images in the prompt."""
+        return sum(type(part) is not str for message in self.messages for part in message.parts)
 
 
 @dataclass(frozen=True, slots=True)

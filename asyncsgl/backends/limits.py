@@ -17,13 +17,15 @@ from dataclasses import dataclass
 
 from ..errors import InvalidArgument
 from ..types import Usage
-from .retry import SYSTEM_CLOCK, Clock, Cooldown, cooldown_for, secret_id
+from .retry import SYSTEM_CLOCK, Clock, Cooldown, cooldown_for, held_back, secret_id
 
-__all__ = ["Concurrency", "Limiter", "Ticket", "limiter_for"]
+__all__ = ["MAX_ADAPTIVE", "Concurrency", "Limiter", "Ticket", "limiter_for"]
 
 Concurrency = int | str | None
 """How many calls at once: a number, ``"auto"``, or None for no limit."""
 
+MAX_ADAPTIVE = 4096
+"""The most calls at once that ``"auto"`` comes to."""
 _BURST = 0.02
 _MINUTE = 60.0
 
@@ -57,7 +59,8 @@ class _Bucket:
 class _AIMD:
     """How many calls at once: one more for each round that went well, fewer on overload.
 
-    Additive increase, multiplicative decrease, as TCP does it (RFC 5681).
+    Additive increase, multiplicative decrease, as TCP does it (RFC 5681). Calls that go well
+    while less than half of the room is used prove nothing and change nothing (RFC 7661).
     """
 
     __slots__ = ("_epoch", "limit")
@@ -72,7 +75,7 @@ class _AIMD:
         return self._epoch
 
     def succeeded(self) -> None:
-        self.limit = min(4096.0, self.limit + 1.0 / self.limit)
+        self.limit = min(float(MAX_ADAPTIVE), self.limit + 1.0 / self.limit)
 
     def refused(self, epoch: int) -> None:
         """Decrease, once for all calls that were under way together."""
@@ -84,6 +87,7 @@ class _AIMD:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     need: float
+    patience: float
     loop: asyncio.AbstractEventLoop
     turn: asyncio.Event
 
@@ -110,11 +114,21 @@ class Ticket:
     reserved: float
     epoch: int
     usage: Usage | None = None
+    guessed: Usage | None = None
     overloaded: bool = False
+
+    @property
+    def cost(self) -> Usage | None:
+        """What the call cost, guessed where that was not said; None if it cost nothing."""
+        return self.usage or self.guessed
 
     def settle(self, usage: Usage) -> None:
         """The call has ended and cost ``usage``."""
         self.usage = usage
+
+    def guess(self, usage: Usage) -> None:
+        """The call was left before its end, and has cost about ``usage``."""
+        self.guessed = usage
 
     def refuse(self) -> None:
         """The provider was overloaded."""
@@ -199,11 +213,6 @@ class Limiter:
             limits.append(math.floor(self._adaptive.limit))
         return min(limits)
 
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether an estimate of a call's tokens is of use."""
-        return self._tokens is not None
-
     @asynccontextmanager
     async def admitted(self, tokens: float = 0.0) -> AsyncGenerator[Ticket, None]:
         """Wait for this call's turn; leaving ends the call.
@@ -211,39 +220,53 @@ class Limiter:
         Args:
             tokens: an estimate of what the call will cost.
         """
-        await self._enter(tokens)
-        ticket = Ticket(tokens, self._adaptive.epoch if self._adaptive is not None else 0)
+        ticket = await self.enter(tokens)
         try:
             yield ticket
         finally:
-            self._leave(ticket)
+            self.leave(ticket)
 
-    async def _enter(self, need: float) -> None:
-        waiter = _Waiter(need, asyncio.get_running_loop(), asyncio.Event())
+    async def enter(self, tokens: float = 0.0, *, patience: float = math.inf) -> Ticket:
+        """Wait for this call's turn; :meth:`leave` must follow.
+
+        Args:
+            tokens: an estimate of what the call will cost.
+            patience: the longest cooldown that is waited for, in seconds.
+
+        Raises:
+            OverloadedError: the cooldown is longer.
+        """
+        waiter = _Waiter(tokens, patience, asyncio.get_running_loop(), asyncio.Event())
         with self._lock:
             self._queue.append(waiter)
         try:
-            while True:
-                waiter.turn.clear()
-                with self._lock:
-                    delay = self._try(waiter)
-                if delay == 0:
-                    return
-                if delay == math.inf:
-                    await waiter.turn.wait()
-                else:
-                    await self._clock.sleep(delay)
+            await self._turn(waiter)
         except BaseException:
             with self._lock:
                 self._queue.remove(waiter)
             self._wake_first()
             raise
+        return Ticket(tokens, self._adaptive.epoch if self._adaptive is not None else 0)
+
+    async def _turn(self, waiter: _Waiter) -> None:
+        while True:
+            waiter.turn.clear()
+            with self._lock:
+                delay = self._try(waiter)
+            if delay == 0:
+                return
+            if delay == math.inf:
+                await waiter.turn.wait()
+            else:
+                await self._clock.sleep(delay)
 
     def _try(self, waiter: _Waiter) -> float:
         """Let ``waiter`` in and give 0, or how long it has to wait; infinity: until woken."""
         if self._queue[0] is not waiter or self._running >= self.concurrency:
             return math.inf
         delay = self.cooldown.remaining
+        if delay > waiter.patience:
+            raise held_back(delay, waiter.patience)
         if self._requests is not None:
             delay = max(delay, self._requests.wait(1.0))
         if self._tokens is not None:
@@ -260,15 +283,17 @@ class Limiter:
             self._queue[0].wake()
         return 0.0
 
-    def _leave(self, ticket: Ticket) -> None:
+    def leave(self, ticket: Ticket) -> None:
+        """The call that ``ticket`` let through has ended."""
         with self._lock:
+            full = bool(self._queue) or 2 * self._running > self.concurrency
             self._running -= 1
-            if self._tokens is not None and ticket.usage is not None:
-                self._tokens.take(ticket.usage.total_tokens - ticket.reserved)
+            if self._tokens is not None and ticket.cost is not None:
+                self._tokens.take(ticket.cost.total_tokens - ticket.reserved)
             if self._adaptive is not None:
                 if ticket.overloaded:
                     self._adaptive.refused(ticket.epoch)
-                elif ticket.usage is not None:
+                elif ticket.usage is not None and full:
                     self._adaptive.succeeded()
         self._wake_first()
 
@@ -293,6 +318,7 @@ def limiter_for(
     rpm: float | None = None,
     tpm: float | None = None,
     concurrency: Concurrency = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Limiter:
     """The limiter that all backends of this process share for provider, key and model.
 
@@ -303,12 +329,13 @@ def limiter_for(
         rpm: see :class:`Limiter`; the limit that was given last holds.
         tpm: the same.
         concurrency: the same.
+        clock: time, for the first that asks for it.
     """
     place = (provider, secret_id(key), model)
     with _limiters_lock:
         limiter = _limiters.get(place)
         if limiter is None:
-            cooldown = cooldown_for(provider, key, model)
-            limiter = _limiters[place] = Limiter(cooldown=cooldown)
+            cooldown = cooldown_for(provider, key, model, clock)
+            limiter = _limiters[place] = Limiter(cooldown=cooldown, clock=clock)
     limiter.configure(rpm=rpm, tpm=tpm, concurrency=concurrency)
     return limiter

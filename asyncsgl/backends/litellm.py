@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +20,6 @@ from ..errors import (
     InvalidArgument,
     MissingDependency,
     TruncatedStreamError,
-    UnsupportedFeature,
     UsageError,
 )
 from ..lang.chat_template import ChatTemplate
@@ -61,6 +59,15 @@ _FIELDS = {
     "logit_bias": ("logit_bias",),
     "logprobs": ("return_logprob", "top_logprobs_num", "return_text_in_logprobs"),
 }
+_PRICED = {
+    "gemini": "google",
+    "vertex_ai": "google",
+    "bedrock": "aws",
+    "together_ai": "together",
+    "fireworks_ai": "fireworks",
+    "xai": "x-ai",
+}
+"""Providers that the price table calls otherwise than LiteLLM."""
 _HINT = "the model's provider has no such parameter, by LiteLLM's table: leave it out"
 
 
@@ -107,12 +114,12 @@ class LiteLLM(ProviderBackend):
             place=params.get("api_base") or params.get("base_url") or f"litellm/{provider}",
             key=api_key,
             settings=settings,
-            priced_as=provider if rest else "",
+            priced_as=_priced_as(params, provider if rest else ""),
+            fixed={**params, "chat": is_chat_model},
+            chat_template=chat_template,
         )
-        self.chat_template = chat_template
         self._chat = is_chat_model
         self._params = {**params, "api_key": api_key}
-        self._fixed_args = {**params, "chat": is_chat_model}
         self._learned = Learned()
         self._library: Any = None
         self._images = True
@@ -174,7 +181,7 @@ class LiteLLM(ProviderBackend):
     async def ask(self, call: Call) -> Reply:
         """One call without streaming."""
         litellm = await self._load()
-        with self._translating():
+        with self.translating():
             if self._chat:
                 return chat_reply(await litellm.acompletion(**self._body(call)), self.name)
             found = await litellm.atext_completion(**self._body(call))
@@ -186,7 +193,7 @@ class LiteLLM(ProviderBackend):
         ask = litellm.acompletion if self._chat else litellm.atext_completion
         split: Callable[[Any], Iterator[Piece]] = chat_pieces if self._chat else completion_pieces
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        with self._translating():
+        with self.translating():
             chunks = await ask(**self._body(call), **options)
             try:
                 async for chunk in chunks:
@@ -228,18 +235,15 @@ class LiteLLM(ProviderBackend):
             schemas = litellm.supports_response_schema(model=self.model_name)
             self._structured = self._structured and bool(schemas)
 
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        """Raise LiteLLM's errors as ours."""
-        try:
-            yield
-        except (BackendError, UnsupportedFeature):
-            raise
-        except Exception as error:
-            mine = translated(error, self.name)
-            if mine is None:
-                raise
-            raise mine from error
+    def translated(self, error: Exception) -> BackendError | None:
+        """The error of asyncsgl for one of LiteLLM's; None if it is none of its."""
+        return translated(error, self.name)
+
+
+def _priced_as(params: Mapping[str, Any], provider: str) -> str:
+    """The provider as price tables call it, or another address that was given."""
+    address = params.get("api_base") or params.get("base_url")
+    return str(address) if address else _PRICED.get(provider, provider)
 
 
 def _check_release() -> None:

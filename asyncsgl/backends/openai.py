@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     BackendError,
+    BadRequestError,
     ContentFilterError,
     ContextLengthError,
-    InvalidArgument,
     MissingDependency,
+    NotFoundError,
+    OutputError,
     UnsupportedFeature,
 )
 from ..lang.chat_template import ChatTemplate
-from ..types import ChoiceScore, GenRequest, Scores, Usage
+from ..types import GenRequest, SamplingParams, Scores, Usage
 from .calls import Call, ParameterRejected, Piece, Reply
 from .http_errors import error_of_status
-from .openai_models import (
-    Learned,
-    can_decide,
-    is_completion_model,
-    is_reasoning_model,
-    profile_of,
+from .openai_account import Account, Provider
+from .openai_models import Learned, is_completion_model, profile_of
+from .openai_models import is_reasoning_model as reasons_by_name
+from .openai_scores import (
+    MAX_CHOICES,
+    Echoed,
+    NoLogprobs,
+    choice_scores,
+    decision_input,
+    decision_scores,
 )
-from .openai_scores import choice_scores, decision_input, decision_scores
 from .openai_wire import (
     MAX_TOP_LOGPROBS,
     chat_body,
@@ -42,13 +45,15 @@ from .openai_wire import (
 from .per_loop import PerLoop
 from .planning import Profile
 from .provider import ProviderBackend
-from .retry import retried, retry_after
+from .retry import retry_after
 from .sdk_errors import no_secrets
 from .settings import Settings
-from .stainless import http_client, sdk_error
+from .stainless import make_client, sdk_error
+from .token_walk import Tokenizer, TokenWalk, known_tokenizer
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+    from openai.types import Completion as TextCompletion
 
 __all__ = ["OpenAI"]
 
@@ -64,14 +69,17 @@ class OpenAI(ProviderBackend):
         chat_template: makes text of messages for completion models, and for ``state.text()``.
         is_azure: use Azure OpenAI. With ``api_version`` the address has the deployment in it;
             without, the newer form ``/openai/v1/``.
-        api_key: the key, or a coroutine function that gives one; else the environment's
+        api_key: the key, or a function that gives one for each call; else the environment's
             ``OPENAI_API_KEY`` or ``AZURE_OPENAI_API_KEY``.
         base_url: another server's address.
         azure_endpoint: the resource's address; else ``AZURE_OPENAI_ENDPOINT``.
         api_version: of the Azure API.
-        azure_ad_token_provider: gives tokens in place of a key.
+        azure_ad_token_provider: gives tokens in place of a key; a plain function runs in a
+            thread.
         is_reasoning_model: it reasons before it answers; None to tell by its name.
         reasoning_effort: sent with each call, where given.
+        tokenizer: the model's, for ``select`` on completion models whose server does not echo
+            prompts; else tiktoken's, where that is installed and knows the model.
         request_args: more parameters of each call, as ``{"service_tier": "flex"}``.
         **client_args: :class:`Settings`, and what ``openai.AsyncOpenAI`` takes.
 
@@ -86,14 +94,15 @@ class OpenAI(ProviderBackend):
         is_chat_model: bool | None = None,
         chat_template: ChatTemplate | None = None,
         is_azure: bool = False,
-        api_key: str | Callable[[], Any] | None = None,
+        api_key: str | Provider | None = None,
         base_url: str | None = None,
         *,
         azure_endpoint: str | None = None,
         api_version: str | None = None,
-        azure_ad_token_provider: Callable[[], Any] | None = None,
+        azure_ad_token_provider: Provider | None = None,
         is_reasoning_model: bool | None = None,
         reasoning_effort: str | None = None,
+        tokenizer: Tokenizer | None = None,
         request_args: Mapping[str, Any] | None = None,
         **client_args: Any,
     ) -> None:
@@ -101,53 +110,31 @@ class OpenAI(ProviderBackend):
             raise MissingDependency("openai", "openai")
         settings = Settings.taken_from(client_args)
         if is_azure:
-            api_key = api_key or os.environ.get("AZURE_OPENAI_API_KEY")
-            azure_endpoint = azure_endpoint or os.environ.get("AZURE_OPENAI_ENDPOINT")
-            if not (azure_endpoint or base_url):
-                raise InvalidArgument(
-                    "azure_endpoint", "give it, or set AZURE_OPENAI_ENDPOINT, for is_azure=True"
-                )
-            if api_version is None and base_url is None:
-                assert azure_endpoint is not None
-                base_url = f"{azure_endpoint.rstrip('/')}/openai/v1/"
+            account = Account.of_azure(
+                api_key, base_url, azure_endpoint, api_version, azure_ad_token_provider, client_args
+            )
         else:
-            api_key = api_key or os.environ.get("OPENAI_API_KEY")
-            base_url = base_url or os.environ.get("OPENAI_BASE_URL")
-        credential = api_key or azure_ad_token_provider or client_args.get("azure_ad_token")
-        if not credential and not {"admin_api_key", "workload_identity"} & set(client_args):
-            variable = "AZURE_OPENAI_API_KEY" if is_azure else "OPENAI_API_KEY"
-            raise InvalidArgument("api_key", f"give it, or set {variable}")
+            account = Account.of_openai(api_key, base_url, client_args)
+        chat = not is_completion_model(model_name) if is_chat_model is None else is_chat_model
         super().__init__(
-            "azure" if is_azure else "openai",
+            account.name,
             model_name,
-            place=base_url or azure_endpoint or "openai",
-            key=api_key if isinstance(api_key, str) else None,
+            place=account.place,
+            key=account.key,
             settings=settings,
-            priced_as="azure" if is_azure else "openai" if base_url is None else "",
+            priced_as=account.priced_as,
+            fixed={**(request_args or {}), "effort": reasoning_effort, "chat": chat},
+            chat_template=chat_template,
         )
-        self.chat_template = chat_template
-        self._chat = not is_completion_model(model_name) if is_chat_model is None else is_chat_model
-        self._reasons = (
-            _is_reasoning(model_name) if is_reasoning_model is None else is_reasoning_model
-        )
+        self._account = account
+        self._chat = chat
+        named = reasons_by_name(model_name)
+        self._reasons = named if is_reasoning_model is None else is_reasoning_model
         self._effort = reasoning_effort
         self._request_args = dict(request_args or {})
-        self._fixed_args = {**self._request_args, "effort": reasoning_effort, "chat": self._chat}
-        self._hosted = base_url is None and not is_azure
+        self._tokenizer = tokenizer
         self._learned = Learned()
         self._profile: Profile | None = None
-        self._client_args = {**client_args, "api_key": api_key}
-        if is_azure and api_version is not None:
-            self._client_args |= {
-                "azure_endpoint": azure_endpoint if base_url is None else None,
-                "base_url": base_url,
-                "api_version": api_version,
-                "azure_ad_token_provider": azure_ad_token_provider,
-            }
-        else:
-            self._client_args["base_url"] = base_url
-            self._client_args["api_key"] = api_key or azure_ad_token_provider
-        self._azure_class = is_azure and api_version is not None
         self._clients = PerLoop(self._connect, _disconnect)
 
     @property
@@ -178,7 +165,7 @@ class OpenAI(ProviderBackend):
     async def ask(self, call: Call) -> Reply:
         """One call without streaming."""
         client = await self._clients.get()
-        with self._translating():
+        with self.translating():
             if not self._chat:
                 body = {**completion_body(call, self.model_name), **self._request_args}
                 return completion_reply(await client.completions.create(**body), self.name)
@@ -190,9 +177,9 @@ class OpenAI(ProviderBackend):
         options: dict[str, Any] = {"stream": True}
         if "stream_options" not in self._learned.wire:
             options["stream_options"] = {"include_usage": True}
-            if self._hosted and self._chat:
+            if self._account.hosted and self._chat:
                 options["stream_options"]["include_obfuscation"] = False
-        with self._translating():
+        with self.translating():
             if self._chat:
                 chunks: Any = await client.chat.completions.create(**self._body(call), **options)
                 split: Callable[[Any], Iterator[Piece]] = chat_pieces
@@ -209,7 +196,7 @@ class OpenAI(ProviderBackend):
         limit = self._learned.limit_name or (
             "max_completion_tokens" if self._reasons else "max_tokens"
         )
-        system = "developer" if self._reasons and self._hosted else "system"
+        system = "developer" if self._reasons and self._account.hosted else "system"
         body = chat_body(call, self.model_name, self.name, limit_name=limit, system=system)
         if self._effort is not None:
             body["reasoning_effort"] = self._effort
@@ -222,18 +209,40 @@ class OpenAI(ProviderBackend):
     ) -> Scores:
         """Score the choices where the API can, else let the model choose.
 
-        Completion models score by the logprobs of echoed prompts; some models answer the
-        Decisions API; the others choose by a schema.
+        Completion models score by the logprobs of echoed prompts, or are led token by token;
+        some chat models answer the Decisions API; the others choose by a schema.
         """
         self._refuse_closed()
         if not self._chat:
-            return await self._echoed(request, choices, unconditional)
-        if can_decide(self.model_name) and 2 <= len(choices) <= 255 and self._can_decide(request):
-            return await self._decided(request, choices)
+            return await self._continued(request, choices, unconditional)
+        if self.capabilities.support("select") == "native" and _can_decide(request, choices):
+            try:
+                return await self._decided(request, choices)
+            except (NotFoundError, _NotThere):  # only OpenAI's newest API has them, and SDK 3
+                self._do_without("decisions")
         return await self.choose(request, choices)
 
-    def _can_decide(self, request: GenRequest) -> bool:
-        return all(message.role is not None for message in request.messages)
+    def _do_without(self, name: str) -> None:
+        self._learned.do_without(name)
+        self._profile = None
+
+    async def _continued(
+        self, request: GenRequest, choices: Sequence[str], unconditional: bool
+    ) -> Scores:
+        if "echo" not in self._learned.wire:
+            try:
+                return await self._echoed(request, choices, unconditional)
+            except NoLogprobs:
+                self._do_without("echo")
+            except BadRequestError as error:
+                if "echo" not in error.message and "logprobs" not in error.message:
+                    raise
+                self._do_without("echo")
+        if self._tokenizer is None:
+            self._tokenizer = await asyncio.to_thread(known_tokenizer, self.model_name)
+        if self._tokenizer is None:
+            return await self.choose(request, choices)
+        return await self._walked(request, choices, self._tokenizer)
 
     async def _echoed(
         self, request: GenRequest, choices: Sequence[str], unconditional: bool
@@ -242,71 +251,86 @@ class OpenAI(ProviderBackend):
         prompts = [prompt + choice for choice in choices]
         if unconditional:
             prompts += ["\n" + choice for choice in choices]
+
+        async def once() -> Echoed:
+            found = await self._completed(prompt=prompts, max_tokens=0, echo=True, logprobs=1)
+            return choice_scores(found, prompt, choices, unconditional)
+
         call = Call(request.messages, request.sampling, 0, request.request_id, "".join(prompts))
+        found = await self._gate.answer(call, once)
+        return Scores(found.scores, usage=found.usage)
 
-        async def once() -> tuple[list[ChoiceScore], Usage]:
-            client = await self._clients.get()
-            async with self._admitted(call) as ticket:
-                with self._translating():
-                    found = await client.completions.create(
-                        model=self.model_name,
-                        prompt=prompts,
-                        max_tokens=0,
-                        echo=True,
-                        logprobs=1,
-                        **self._request_args,
-                    )
-                scores, usage = choice_scores(found, prompt, choices, unconditional)
-                ticket.settle(usage)
-                return scores, usage
+    async def _walked(
+        self, request: GenRequest, choices: Sequence[str], tokenizer: Tokenizer
+    ) -> Scores:
+        prompt = request.text or ""
+        walk = TokenWalk([prompt + choice for choice in choices], tokenizer)
+        usage = Usage()
+        while (decision := walk.decision) is None:
+            bias = {str(token): 100 for token in walk.options()}
 
-        scores, usage = await retried(
-            once, self.policy, cooldown=self._cooldown, on_retry=self._count_retry
-        )
-        return Scores(tuple(scores), usage=usage)
+            async def step(bias: Mapping[str, int] = bias) -> Reply:
+                found = await self._completed(
+                    prompt=walk.prefix,
+                    max_tokens=1,
+                    temperature=request.sampling.temperature or 0.0,
+                    logit_bias=bias,
+                )
+                return completion_reply(found, self.name)
+
+            call = Call(request.messages, SamplingParams(), 1, request.request_id, prompt)
+            reply = await self._gate.answer(call, step)
+            usage += reply.usage
+            if not walk.take(reply.completions[0].text):
+                said, allowed = reply.completions[0].text, sorted(walk.options().values())
+                raise OutputError(f"{self.name} went on with {said!r}, which is none of {allowed}")
+        how = "select: token by token, with logit_bias"
+        return Scores(decision=decision, usage=usage, emulated=(how,))
+
+    async def _completed(self, **body: Any) -> TextCompletion:
+        client = await self._clients.get()
+        with self.translating():
+            found: TextCompletion = await client.completions.create(
+                model=self.model_name, **body, **self._request_args
+            )
+            return found
 
     async def _decided(self, request: GenRequest, choices: Sequence[str]) -> Scores:
         items, instructions = decision_input(request, self.name)
-        call = Call(request.messages, request.sampling, 1, request.request_id)
+        question = {
+            "type": "choice",
+            "instructions": instructions,
+            "choices": [{"value": choice} for choice in choices],
+        }
 
         async def once() -> Scores:
             client = await self._clients.get()
-            async with self._admitted(call) as ticket:
-                with self._translating():
-                    found = await client.decisions.create(
-                        model=self.model_name,
-                        input=items,
-                        questions=[
-                            {
-                                "type": "choice",
-                                "instructions": instructions,
-                                "choices": [{"value": choice} for choice in choices],
-                            }
-                        ],
-                    )
-                scores = decision_scores(found, choices, self.name)
-                ticket.settle(scores.usage)
-                return scores
+            decisions = getattr(client, "decisions", None)
+            if decisions is None:
+                raise _NotThere
+            with self.translating():
+                found = await decisions.create(
+                    model=self.model_name, input=items, questions=[question]
+                )
+            return decision_scores(found, choices, self.name)
 
-        return await retried(once, self.policy, cooldown=self._cooldown, on_retry=self._count_retry)
+        call = Call(request.messages, request.sampling, 1, request.request_id)
+        return await self._gate.answer(call, once)
 
     # -- the client --------------------------------------------------------------------------
 
-    async def _connect(self) -> AsyncOpenAI:
-        return await asyncio.to_thread(self._make_client)
+    def translated(self, error: Exception) -> BackendError | None:
+        """The error of asyncsgl for one of the SDK's; None if it is none of its."""
+        return sdk_error(import_module("openai"), error, self.name, _status_error)
 
-    def _make_client(self) -> AsyncOpenAI:
-        openai = import_module("openai")
-        arguments = {name: value for name, value in self._client_args.items() if value is not None}
-        major = int(openai.__version__.partition(".")[0])
-        library = "httpx2" if major >= 3 else "httpx"
-        if "http_client" not in arguments:
-            arguments["http_client"] = http_client(openai, self.limiter.concurrency, library)
-        kind = openai.AsyncAzureOpenAI if self._azure_class else openai.AsyncOpenAI
-        try:
-            client: AsyncOpenAI = kind(timeout=self.settings.timeout, max_retries=0, **arguments)
-        except (TypeError, openai.OpenAIError) as error:
-            raise InvalidArgument("client_args", no_secrets(str(error))) from error
+    async def _connect(self) -> AsyncOpenAI:
+        client: AsyncOpenAI = await asyncio.to_thread(
+            make_client,
+            "openai",
+            "AsyncAzureOpenAI" if self._account.by_deployment else "AsyncOpenAI",
+            self._account.arguments,
+            self.settings,
+        )
         return client
 
     async def aclose(self) -> None:
@@ -314,36 +338,19 @@ class OpenAI(ProviderBackend):
         await super().aclose()
         await self._clients.aclose()
 
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        """Raise the SDK's errors as ours."""
-        try:
-            yield
-        except (BackendError, UnsupportedFeature):
-            raise
-        except Exception as error:
-            mine = translated(error, self.name)
-            if mine is None:
-                raise
-            raise mine from error
+
+class _NotThere(Exception):
+    """The installed SDK has no such API."""
 
 
-def _is_reasoning(model: str) -> bool:
-    return is_reasoning_model(model)
+def _can_decide(request: GenRequest, choices: Sequence[str]) -> bool:
+    distinct = len(set(choices)) == len(choices)
+    said = all(message.role is not None for message in request.messages)
+    return said and distinct and 2 <= len(choices) <= MAX_CHOICES
 
 
 async def _disconnect(client: AsyncOpenAI) -> None:
     await client.close()
-
-
-def translated(error: Exception, backend: str) -> BackendError | None:
-    """The error of asyncsgl for one of the SDK's; None if it is none of its.
-
-    Args:
-        error: what was raised around the SDK.
-        backend: the backend's name.
-    """
-    return sdk_error(import_module("openai"), error, backend, _status_error)
 
 
 def _status_error(error: Any, backend: str) -> BackendError:

@@ -10,7 +10,7 @@ from .calls import ParameterRejected
 from .planning import Profile
 from .schemas import OPENAI
 
-__all__ = ["Learned", "is_completion_model", "is_reasoning_model", "profile_of"]
+__all__ = ["Learned", "can_decide", "is_completion_model", "is_reasoning_model", "profile_of"]
 
 _COMPLETION = re.compile(r"(ft:)?(gpt-3\.?5-turbo-instruct|davinci-002|babbage-002|text-)")
 _O_SERIES = re.compile(r"(ft:)?o\d")
@@ -45,6 +45,7 @@ _WIRE_FIELDS = {
     "logprobs": _LOGPROBS,
     "top_logprobs": _LOGPROBS,
 }
+_DISPENSABLE = frozenset({"stop", "response_format", "n", "stream_options"})
 _NOT_THERE = "the API has no such parameter: leave it out, or use a local Runtime"
 _REASONING = "this model does not take it: leave it out, or choose a model without reasoning"
 _HINTS = {
@@ -89,7 +90,7 @@ class Learned:
     Attributes:
         limit_name: the parameter for the most tokens, once one was refused.
         features: sampling fields that the model does not take.
-        wire: other parameters that it does not take.
+        wire: other parameters and routes that it has not.
     """
 
     limit_name: str | None = None
@@ -109,11 +110,18 @@ class Learned:
             fresh = not fields <= self.features
             self.features |= fields
             return fresh
-        if name in ("stop", "response_format", "n", "stream_options"):
-            fresh = name not in self.wire
-            self.wire.add(name)
-            return fresh
-        return False
+        return name in _DISPENSABLE and self.do_without(name)
+
+    def do_without(self, name: str) -> bool:
+        """Remember that the service has not this; False if that was known."""
+        fresh = name not in self.wire
+        self.wire.add(name)
+        return fresh
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model is one of those that reason: they refuse ``max_tokens``."""
+        return self.limit_name == "max_completion_tokens"
 
 
 def profile_of(
@@ -148,7 +156,8 @@ def profile_of(
         max_stops = 0
     native = {"chat", "image", *fields}
     emulated = {"raw_text", "regex", "stop_regex", "reasoning"}
-    (native if can_decide(model) else emulated).add("select")
+    decides = can_decide(model) and "decisions" not in learned.wire
+    (native if decides else emulated).add("select")
     (native if structured else emulated).add("json_schema")
     if max_stops == 0:
         native.discard("stop")
@@ -158,14 +167,15 @@ def profile_of(
         max_stops=max_stops,
         max_answers=1 if "n" in learned.wire else 128,
         dialect=OPENAI if structured else None,
-        default_max_tokens=None if reasoning else 128,
+        default_max_tokens=None if reasoning or learned.reasons else 128,
         temperature=1.0 if reasoning else None,
     )
 
 
 def _completion_profile(learned: Learned) -> Profile:
-    native = {"raw_text", "continue_assistant", "select", *(_COMMON - learned.features)}
+    native = {"raw_text", "continue_assistant", *(_COMMON - learned.features)}
     emulated = {"chat", "regex", "json_schema", "stop_regex", "reasoning"}
+    (emulated if "echo" in learned.wire else native).add("select")
     hints = _HINTS | {"image": "completion models take text: use a chat model"}
     hints["video"] = hints["image"]
     return Profile(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError, ContentFilterError
@@ -14,25 +15,46 @@ if TYPE_CHECKING:
     from openai.types import Completion, Decision
     from openai.types.completion_choice import CompletionChoice
 
-__all__ = ["choice_scores", "decision_input", "decision_scores"]
+__all__ = [
+    "MAX_CHOICES",
+    "Echoed",
+    "NoLogprobs",
+    "choice_scores",
+    "decision_input",
+    "decision_scores",
+]
 
 _INSTRUCTIONS = "Choose what the assistant says next."
 _LEAST = 1e-12
+MAX_CHOICES = 255
+"""The most that one question of the Decisions API may offer."""
+
+
+class NoLogprobs(BackendError):
+    """The service gave no logprobs of an echoed prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Echoed:
+    """The scores of echoed prompts, and what they cost."""
+
+    scores: tuple[ChoiceScore, ...]
+    usage: Usage
 
 
 def choice_scores(
     found: Completion, prompt: str, choices: Sequence[str], unconditional: bool
-) -> tuple[list[ChoiceScore], Usage]:
+) -> Echoed:
     """The scores from echoed prompts: each choice after the prompt, then each after a line end.
 
     A token that reaches from the prompt into the choice counts as the choice's.
 
     Raises:
-        BackendError: the server gave no logprobs.
+        NoLogprobs: the server gave none.
     """
     answers = sorted(found.choices, key=lambda one: one.index)
     if len(answers) != len(choices) * (2 if unconditional else 1):
-        raise BackendError(f"{len(answers)} answers to {len(choices)} choices")
+        raise NoLogprobs(f"the server gave {len(answers)} answers to {len(choices)} choices")
     scores: list[ChoiceScore] = []
     for index, choice in enumerate(choices):
         given = _after(answers[index], len(prompt), len(prompt) + len(choice))
@@ -45,24 +67,25 @@ def choice_scores(
         scores.append(
             ChoiceScore(choice, ids, tuple(given), None if alone is None else tuple(alone))
         )
-    return scores, usage_of(found.usage) or Usage(requests=1)
+    return Echoed(tuple(scores), usage_of(found.usage) or Usage(requests=1))
 
 
 def _after(answer: CompletionChoice, start: int, end: int) -> list[float]:
     """The logprobs of the tokens that reach beyond character ``start``."""
     logprobs = answer.logprobs
     if logprobs is None or not logprobs.token_logprobs:
-        raise BackendError("the server gave no logprobs of an echoed prompt: select needs them")
+        raise NoLogprobs("the server gave no logprobs of an echoed prompt")
     tokens, values = logprobs.tokens or [], logprobs.token_logprobs
     offsets = logprobs.text_offset or []
     base = offsets[0] if offsets else 0
-    found: list[float] = []
+    reaching: list[float | None] = []
     for token, value, offset in zip(tokens, values, offsets, strict=True):
         at = offset - base
-        known: float | None = value
-        if at + len(token) > start and at < end and known is not None:
-            found.append(known)
-    return found or [0.0]
+        if at + len(token) > start and at < end:
+            reaching.append(value)
+    if not reaching:
+        raise NoLogprobs("the server did not echo the prompt")
+    return [value for value in reaching if value is not None] or [0.0]
 
 
 def decision_input(request: GenRequest, backend: str) -> tuple[Any, str]:

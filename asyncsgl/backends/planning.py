@@ -45,6 +45,7 @@ class Profile:
         max_answers: the largest ``n`` of one call.
         dialect: of its structured output; None if it has none.
         default_max_tokens: sent where nobody says a number; None to send none.
+        thinking_tokens: added to every limit, as the model's thinking counts there.
         completion: it takes one text, not messages.
         temperature: the only temperature that it takes; None for any.
     """
@@ -55,6 +56,7 @@ class Profile:
     max_answers: int = 1
     dialect: Dialect | None = None
     default_max_tokens: int | None = 128
+    thinking_tokens: int = 0
     completion: bool = False
     temperature: float | None = None
 
@@ -78,6 +80,16 @@ class Plan:
     patterns: tuple[str, ...] = ()
     form: Form | None = None
     emulated: tuple[str, ...] = ()
+
+    def calls(self) -> list[Call]:
+        """The calls to make: copies of one, each with a seed of its own where one is given."""
+        seed = self.call.sampling.seed
+        if self.copies == 1 or seed is None:
+            return [self.call] * self.copies
+        return [
+            replace(self.call, sampling=replace(self.call.sampling, seed=seed + index))
+            for index in range(self.copies)
+        ]
 
 
 @dataclass(slots=True)
@@ -136,10 +148,11 @@ def plan_call(request: GenRequest, profile: Profile, backend: str) -> Plan:
     if one_by_one and n > 1:
         notes.add(f"n: {n} calls")
     limit = request.sampling.max_tokens
+    limit = profile.default_max_tokens if limit is None else limit
     call = Call(
         messages,
         replace(sampling, n=None if one_by_one or n == 1 else n, max_tokens=None, stop_regex=None),
-        profile.default_max_tokens if limit is None else limit,
+        None if limit is None else limit + profile.thinking_tokens,
         request.request_id,
         text,
         form.schema if form is not None else None,

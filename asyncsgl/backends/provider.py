@@ -1,51 +1,38 @@
-"""What the backends of all providers share: planning, retries, limits, cutting, re-asking."""
+"""What the backends of all providers share: planning, re-asking, choosing, streams."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from ..errors import (
     BackendError,
-    BadRequestError,
     ClosedError,
     InvalidArgument,
-    OutputError,
-    OverloadedError,
     UnsupportedFeature,
 )
-from ..types import (
-    Completion,
-    Delta,
-    Generation,
-    GenRequest,
-    Scores,
-    Timings,
-    Usage,
-)
+from ..lang.chat_template import ChatTemplate
+from ..types import Completion, Delta, Generation, GenRequest, Scores, Timings, Usage
 from .base import Backend, Capabilities
 from .budget import Budget, known_price, price_per_million
 from .calls import Call, ParameterRejected, Piece, Reply
 from .choosing import choosing, chosen
-from .forms import Form
-from .joined_stream import joined
-from .limits import Ticket, limiter_for
-from .planning import Plan, Profile, instructed, plan_call, stripped
-from .retry import RetryPolicy, retried, retried_stream, secret_id
+from .estimates import UNSAID_LIMIT
+from .gate import Gate
+from .joined_stream import joined, together
+from .limits import Limiter, limiter_for
+from .planning import Plan, Profile, plan_call, stripped
+from .reasking import formed
+from .retry import SYSTEM_CLOCK, Clock, RetryPolicy, secret_id
 from .settings import Settings
 from .shown import Shown
 
 __all__ = ["ProviderBackend"]
-
-T = TypeVar("T")
-_IMAGE_TOKENS = 1500
-_UNSAID_LIMIT = 4096
 
 
 class ProviderBackend(Backend):
@@ -58,8 +45,13 @@ class ProviderBackend(Backend):
             key and model share limits and cooldowns.
         key: the API key, if it is known.
         settings: see :class:`Settings`.
-        priced_as: the provider as price tables call it.
+        priced_as: the provider as price tables call it, or an address that they may know.
+        fixed: what of the constructor's arguments changes the answers.
+        chat_template: makes text of messages.
     """
+
+    clock: Clock = SYSTEM_CLOCK
+    """Time for limits and retries."""
 
     def __init__(
         self,
@@ -70,35 +62,37 @@ class ProviderBackend(Backend):
         key: str | None,
         settings: Settings,
         priced_as: str,
+        fixed: Mapping[str, Any],
+        chat_template: ChatTemplate | None,
     ) -> None:
         if not model_name:
             raise InvalidArgument("model_name", f"must name a model, got {model_name!r}")
         self.name = name
         self.model_name = model_name
         self.settings = settings
-        self.policy = RetryPolicy(settings.max_retries, deadline=settings.deadline)
-        self.limiter = limiter_for(
+        self.chat_template = chat_template
+        limiter = limiter_for(
             place,
             key,
             model_name,
             rpm=settings.rpm,
             tpm=settings.tpm,
             concurrency=settings.concurrency,
+            clock=self.clock,
         )
-        self._cooldown = self.limiter.cooldown
-        self._place = place
-        self._fixed_args: dict[str, Any] = {}
-        self.budget = Budget(
+        budget = Budget(
             price_per_million(*settings.price) if settings.price is not None else None,
             lambda: known_price(priced_as, model_name),
             settings.max_cost,
             settings.max_tokens_total,
         )
+        policy = RetryPolicy(settings.max_retries, deadline=settings.deadline)
+        self._gate = Gate(limiter, budget, policy, self.clock)
+        self._place = place
+        self._key = key
+        self._fixed = dict(fixed)
         if isinstance(settings.concurrency, int):
             self.default_concurrency = settings.concurrency
-        self._retries = 0
-        self._tokens_per_character = 0.25
-        self._answer_tokens: float | None = None
         self._closed = False
 
     # -- what a provider defines ------------------------------------------------------------
@@ -116,6 +110,10 @@ class ProviderBackend(Backend):
     def pieces(self, call: Call) -> AsyncGenerator[Piece, None]:
         """Make one call and give its reply as it comes."""
 
+    @abstractmethod
+    def translated(self, error: Exception) -> BackendError | None:
+        """The error of asyncsgl for one raised around the provider's library; None for others."""
+
     def learn(self, rejected: ParameterRejected) -> bool:  # noqa: ARG002 - for subclasses
         """Change the profile after a rejection; False if nothing can be changed."""
         return False
@@ -131,13 +129,27 @@ class ProviderBackend(Backend):
     def identity(self) -> str:
         """The place, the model, and what is sent with every call."""
         settings = [self.settings.drop_params, self.settings.max_reasks]
-        fixed = secret_id(repr((sorted(self._fixed_args.items()), settings)))
+        fixed = secret_id(repr((sorted(self._fixed.items()), settings)))
         return json.dumps([self.name, self._place, self.model_name, fixed])
 
     @property
     def cost(self) -> float | None:
         """US dollars that this backend has spent; None if the price is unknown."""
-        return self.budget.cost
+        return self._gate.budget.cost
+
+    @property
+    def limiter(self) -> Limiter:
+        """The limits, shared with all backends of the same place, key and model."""
+        return self._gate.limiter
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """When calls are tried again."""
+        return self._gate.policy
+
+    @policy.setter
+    def policy(self, policy: RetryPolicy) -> None:
+        self._gate.policy = policy
 
     def check(self, request: GenRequest) -> None:
         """Refuse what this model cannot do; see :meth:`Backend.check`."""
@@ -153,7 +165,7 @@ class ProviderBackend(Backend):
         while True:
             plan = self._plan(request)
             try:
-                replies = await _together([self._formed(plan) for _ in range(plan.copies)])
+                replies = await together([self._formed(plan, call) for call in plan.calls()])
             except ParameterRejected as error:
                 self._learn(error)
                 continue
@@ -204,13 +216,13 @@ class ProviderBackend(Backend):
 
     def statistics(self) -> Mapping[str, float]:
         """Requests, tokens, retries, calls running and waiting, and the cost where known."""
-        usage = self.budget.usage
+        usage = self._gate.budget.usage
         values: dict[str, float] = {
             "requests": usage.requests,
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "cached_tokens": usage.cached_tokens,
-            "retries": self._retries,
+            "retries": self._gate.retries,
             "running": self.limiter.running,
             "waiting": self.limiter.waiting,
         }
@@ -224,6 +236,19 @@ class ProviderBackend(Backend):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.model_name!r}>"
+
+    @contextmanager
+    def translating(self) -> Iterator[None]:
+        """Raise the errors of the provider's library as ours."""
+        try:
+            yield
+        except (BackendError, UnsupportedFeature):
+            raise
+        except Exception as error:
+            mine = self.translated(error)
+            if mine is None:
+                raise
+            raise mine from error
 
     # -- planning ------------------------------------------------------------------------------
 
@@ -252,8 +277,8 @@ class ProviderBackend(Backend):
         self._refuse_closed()
         prepared, dropped = self._prepared(request)
         profile = self.profile
-        if profile.default_max_tokens is None and self.budget.bounded:
-            profile = replace(profile, default_max_tokens=_UNSAID_LIMIT)
+        if profile.default_max_tokens is None and self._gate.budget.bounded:
+            profile = replace(profile, default_max_tokens=UNSAID_LIMIT)
         plan = plan_call(prepared, profile, self.name)
         return replace(plan, emulated=(*plan.emulated, *dropped)) if dropped else plan
 
@@ -264,121 +289,40 @@ class ProviderBackend(Backend):
     def _learn(self, rejected: ParameterRejected) -> None:
         """Go on after a rejection, or raise it as what it is."""
         if not self.learn(rejected):
-            raise BadRequestError(
-                rejected.message,
-                backend=rejected.backend,
-                request_id=rejected.request_id,
-                status=rejected.status,
-            ) from rejected
+            raise rejected.as_bad_request() from rejected
 
     # -- one answer ------------------------------------------------------------------------------
 
-    async def _formed(self, plan: Plan) -> Reply:
-        """One reply, asked for again while its text has not the form."""
-        form, call, usage = plan.form, plan.call, Usage()
-        reason = ""
-        for _ in range(self.settings.max_reasks + 1):
-            reply = await self._cut_reply(plan, call)
-            usage += reply.usage
-            if form is None or form.as_it_comes:
-                return reply
-            completion = reply.completions[0]
-            try:
-                text = form.read(completion.text)
-            except ValueError as error:
-                reason = str(error)
-                if completion.finish_reason != "stop":
-                    return replace(reply, usage=usage)
-            else:
-                return replace(reply, completions=(replace(completion, text=text),), usage=usage)
-            call = _corrected(plan.call, form, completion.text, reason)
-        raise OutputError(
-            f"{self.name} gave no answer of the form asked for in {self.settings.max_reasks + 1} "
-            f"tries; the last one: {reason}"
+    def _formed(self, plan: Plan, call: Call) -> Coroutine[Any, Any, Reply]:
+        return formed(
+            call,
+            plan.form,
+            lambda call: self._cut_reply(plan, call),
+            max_reasks=self.settings.max_reasks,
+            backend=self.name,
         )
 
     async def _cut_reply(self, plan: Plan, call: Call) -> Reply:
         """One reply, ended at the stops that are enforced here."""
         if not plan.stops and not plan.patterns:
-            return await retried(
-                lambda: self._asked(call),
-                self.policy,
-                cooldown=self._cooldown,
-                on_retry=self._count_retry,
-            )
+            return await self._gate.answer(call, lambda: self.ask(call))
         shown = Shown(self.name, plan)
         async with aclosing(shown.through(self._sent(call))) as pieces:
             async for _ in pieces:
                 pass
         return shown.reply(call)
 
-    async def _asked(self, call: Call) -> Reply:
-        async with self._admitted(call) as ticket:
-            reply = await self.ask(call)
-            ticket.settle(reply.usage)
-            return reply
-
     def _sent(self, call: Call) -> AsyncGenerator[Piece, None]:
-        """The pieces of one call, tried again while none has come."""
-        return retried_stream(
-            lambda: self._opened(call),
-            self.policy,
-            cooldown=self._cooldown,
-            on_retry=self._count_retry,
-        )
-
-    async def _opened(self, call: Call) -> AsyncGenerator[Piece, None]:
-        async with self._admitted(call) as ticket, aclosing(self.pieces(call)) as pieces:
-            async for piece in pieces:
-                if piece.usage is not None:
-                    ticket.settle(piece.usage)
-                yield piece
-
-    @asynccontextmanager
-    async def _admitted(self, call: Call) -> AsyncGenerator[Ticket, None]:
-        """Hold a place in the limits and the budget while one call is under way."""
-        characters = call.size()
-        prompt = round(characters * self._tokens_per_character) + _IMAGE_TOKENS * sum(
-            not isinstance(part, str) for message in call.messages for part in message.parts
-        )
-        most = (call.max_tokens or _UNSAID_LIMIT) * (call.sampling.n or 1)
-        likely = most if self._answer_tokens is None else min(most, 1.2 * self._answer_tokens + 8)
-        await self.budget.ready()
-        hold = self.budget.hold(max(prompt, characters // 3), most)
-        usage: Usage | None = None
-        try:
-            async with self.limiter.admitted(prompt + likely) as ticket:
-                try:
-                    yield ticket
-                except OverloadedError:
-                    ticket.refuse()
-                    raise
-                finally:
-                    usage = ticket.usage
-        finally:
-            self.budget.settle(hold, usage)
-            if usage is not None:
-                self._correct_estimates(characters, usage)
-
-    def _correct_estimates(self, characters: int, usage: Usage) -> None:
-        """Move the estimates towards what a call really cost."""
-        if characters >= 64:
-            measured = usage.prompt_tokens / characters
-            self._tokens_per_character += 0.1 * (min(measured, 2.0) - self._tokens_per_character)
-        answer = float(usage.completion_tokens)
-        known = self._answer_tokens
-        self._answer_tokens = answer if known is None else known + 0.1 * (answer - known)
-
-    def _count_retry(self, number: int, error: BackendError, delay: float) -> None:  # noqa: ARG002
-        self._retries += 1
+        return self._gate.pieces(call, lambda: self.pieces(call))
 
     # -- streams ---------------------------------------------------------------------------------
 
     async def _streamed(self, request: GenRequest, plan: Plan) -> AsyncGenerator[Delta, None]:
         began = time.perf_counter()
         first: float | None = None
-        shown = [Shown(self.name, plan) for _ in range(plan.copies)]
-        streams = [one.through(self._sent(plan.call)) for one in shown]
+        calls = plan.calls()
+        shown = [Shown(self.name, plan) for _ in calls]
+        streams = [one.through(self._sent(call)) for one, call in zip(shown, calls, strict=True)]
         async with aclosing(joined(streams)) as pieces:
             async for copy, piece in pieces:
                 if piece.text or piece.reasoning or piece.logprobs:
@@ -408,27 +352,3 @@ class ProviderBackend(Backend):
             timings,
             emulated,
         )
-
-
-def _corrected(call: Call, form: Form, bad: str, reason: str) -> Call:
-    """The call that asks again."""
-    if call.text is not None:
-        return call
-    if call.prefill:
-        *before, last = call.messages
-        _, said = form.correction(bad, reason)
-        return replace(call, messages=(*instructed(tuple(before), said.text), last))
-    return call.followed_by(*form.correction(bad, reason))
-
-
-async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all ``calls``; when one fails, the others are cancelled first."""
-    if len(calls) == 1:
-        return [await calls[0]]
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)

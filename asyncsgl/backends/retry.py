@@ -22,6 +22,7 @@ __all__ = [
     "Cooldown",
     "RetryPolicy",
     "cooldown_for",
+    "held_back",
     "is_retryable",
     "retried",
     "retried_stream",
@@ -66,7 +67,8 @@ class RetryPolicy:
         max_retries: tries after the first; 0 for none.
         first_delay: seconds.
         max_delay: seconds.
-        deadline: seconds from the first try after which no other begins; None for no end.
+        deadline: seconds from the first try after which no other begins, without those in
+            which it waited for its turn here; None for no end.
 
     Raises:
         InvalidArgument: a value is out of its range.
@@ -118,6 +120,15 @@ class Cooldown:
             await self._clock.sleep(left)
 
 
+def held_back(seconds: float, deadline: float) -> OverloadedError:
+    """The error for a cooldown that lasts for ``seconds`` more, longer than ``deadline``."""
+    return OverloadedError(
+        f"calls are held back for {seconds:.1f} more seconds, longer than the deadline of "
+        f"{deadline:g} seconds",
+        retry_after=seconds,
+    )
+
+
 _cooldowns: weakref.WeakValueDictionary[tuple[str, str, str], Cooldown] = (
     weakref.WeakValueDictionary()
 )
@@ -129,19 +140,22 @@ def secret_id(secret: str | None) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()[:16] if secret else ""
 
 
-def cooldown_for(provider: str, key: str | None, model: str) -> Cooldown:
+def cooldown_for(
+    provider: str, key: str | None, model: str, clock: Clock = SYSTEM_CLOCK
+) -> Cooldown:
     """The cooldown that all backends of this process share for these three.
 
     Args:
         provider: the provider's name, or a server's address.
         key: the API key; only a digest of it is kept.
         model: the model's name.
+        clock: time, for the first that asks for it.
     """
     place = (provider, secret_id(key), model)
     with _cooldowns_lock:
         cooldown = _cooldowns.get(place)
         if cooldown is None:
-            cooldown = _cooldowns[place] = Cooldown()
+            cooldown = _cooldowns[place] = Cooldown(clock)
         return cooldown
 
 
@@ -183,12 +197,18 @@ class _Tries:
     """The state of one call over its tries."""
 
     def __init__(
-        self, policy: RetryPolicy, cooldown: Cooldown | None, clock: Clock, on_retry: OnRetry | None
+        self,
+        policy: RetryPolicy,
+        cooldown: Cooldown | None,
+        clock: Clock,
+        on_retry: OnRetry | None,
+        queued: Callable[[], float] | None,
     ) -> None:
         self._policy = policy
         self._cooldown = cooldown
         self._clock = clock
         self._on_retry = on_retry
+        self._queued = queued
         self._retries = 0
         self._end = math.inf if policy.deadline is None else clock.now() + policy.deadline
         self._last: BackendError | None = None
@@ -198,13 +218,14 @@ class _Tries:
         if self._cooldown is None:
             return
         while (left := self._cooldown.remaining) > 0:
-            if self._clock.now() + left > self._end:
-                raise self._last or OverloadedError(
-                    f"calls are held back for {left:.1f} more seconds, longer than the deadline "
-                    f"of {self._policy.deadline:g} seconds",
-                    retry_after=left,
-                )
+            if self._is_late(left):
+                raise self._last or held_back(left, self._policy.deadline or 0.0)
             await self._clock.sleep(left)
+
+    def _is_late(self, delay: float) -> bool:
+        """Whether a try after ``delay`` seconds would begin after the deadline."""
+        queued = 0.0 if self._queued is None else self._queued()
+        return self._clock.now() + delay > self._end + queued
 
     async def failed(self, error: BackendError) -> None:
         """Wait before the next try, or raise ``error`` if there is none."""
@@ -213,7 +234,7 @@ class _Tries:
         if isinstance(error, OverloadedError) and self._cooldown is not None:
             self._cooldown.pause(delay)
         last = self._retries >= self._policy.max_retries
-        if last or not is_retryable(error) or self._clock.now() + delay > self._end:
+        if last or not is_retryable(error) or self._is_late(delay):
             if self._retries:
                 error.add_note(f"asyncsgl tried {self._retries + 1} times")
             raise error
@@ -230,6 +251,7 @@ async def retried(
     cooldown: Cooldown | None = None,
     clock: Clock = SYSTEM_CLOCK,
     on_retry: OnRetry | None = None,
+    queued: Callable[[], float] | None = None,
 ) -> T:
     """The result of ``call``, which is called again after failures that may pass.
 
@@ -239,11 +261,13 @@ async def retried(
         cooldown: kept before each try, and set when the backend is overloaded.
         clock: time and chance.
         on_retry: told the retry's number, the error and the seconds before each retry.
+        queued: seconds that the tries have waited for their turn here by now; the deadline
+            moves by them.
 
     Raises:
         BackendError: that of the last try.
     """
-    tries = _Tries(policy, cooldown, clock, on_retry)
+    tries = _Tries(policy, cooldown, clock, on_retry, queued)
     while True:
         await tries.ready()
         try:
@@ -260,12 +284,13 @@ async def retried_stream(
     cooldown: Cooldown | None = None,
     clock: Clock = SYSTEM_CLOCK,
     on_retry: OnRetry | None = None,
+    queued: Callable[[], float] | None = None,
 ) -> AsyncGenerator[T, None]:
     """The items of ``call``'s stream; it is called again only while none has come.
 
     Args and errors as for :func:`retried`; a stream that breaks after its first item raises.
     """
-    tries = _Tries(policy, cooldown, clock, on_retry)
+    tries = _Tries(policy, cooldown, clock, on_retry, queued)
     while True:
         await tries.ready()
         begun = False

@@ -23,17 +23,18 @@ class SentAhead:
         self._leading: dict[tuple[asyncio.AbstractEventLoop, Hashable], asyncio.Event] = {}
 
     @asynccontextmanager
-    async def turn(self, prefix: Hashable) -> AsyncGenerator[Callable[[], None], None]:
+    async def turn(self, prefix: Hashable) -> AsyncGenerator[Callable[[], None] | None, None]:
         """Wait until a leader's call was answered, or lead.
 
-        Gives a function to call when the service has answered; leaving without it, as on an
-        error, lets another call lead.
+        Gives a leader the function to call when the service has begun to answer, and None to
+        the others. A leader that leaves without calling it, as on an error, lets another lead.
         """
         place = asyncio.get_running_loop(), prefix
         while not self._is_warm(prefix) and (ahead := self._leading.get(place)) is not None:
             await ahead.wait()
         if self._is_warm(prefix):
-            yield lambda: self._touch(prefix)
+            yield None
+            self._touch(prefix)
             return
         answered = self._leading[place] = asyncio.Event()
 

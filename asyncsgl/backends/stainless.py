@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from ..errors import BackendConnectionError, BackendError, BackendTimeout
+from ..errors import BackendConnectionError, BackendError, BackendTimeout, InvalidArgument
 from .http_errors import error_of_status
+from .limits import MAX_ADAPTIVE, Concurrency
 from .sdk_errors import failed_to_connect, no_secrets, transport_error
+from .settings import Settings
 
-__all__ = ["http_client", "sdk_error"]
+__all__ = ["make_client", "sdk_error"]
 
 _MAX_CONNECTIONS = 1000
 
 
-def http_client(sdk: Any, concurrency: float, library: str = "httpx2") -> Any:
-    """The SDK's HTTP client, over aiohttp where that is there, with room for all calls.
+def make_client(sdk_name: str, kind: str, arguments: Mapping[str, Any], settings: Settings) -> Any:
+    """A client of the SDK; importing it takes long, so call this in a thread.
+
+    Its own retries are off, and it has a connection for each call that may be under way.
 
     Args:
-        sdk: the SDK's module.
-        concurrency: calls at once; infinity for no limit.
-        library: the HTTP library that the SDK is written for.
+        sdk_name: the module.
+        kind: the client's class.
+        arguments: for it; those that are None are left out.
+        settings: the backend's.
+
+    Raises:
+        InvalidArgument: the class does not take one of the arguments.
     """
-    most = _MAX_CONNECTIONS if concurrency == math.inf else max(int(concurrency), 1)
+    sdk = import_module(sdk_name)
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if "http_client" not in given:
+        given["http_client"] = _http_client(sdk, settings.concurrency)
+    try:
+        return getattr(sdk, kind)(timeout=settings.timeout, max_retries=0, **given)
+    except (TypeError, ValueError, _base_error(sdk)) as error:
+        raise InvalidArgument("client_args", no_secrets(str(error))) from error
+
+
+def _http_client(sdk: Any, concurrency: Concurrency) -> Any:
+    """The SDK's HTTP client, over aiohttp where that is there, with room for all calls."""
+    most = _MAX_CONNECTIONS
+    if concurrency is not None:
+        most = MAX_ADAPTIVE if isinstance(concurrency, str) else concurrency
+    library = "httpx" if sdk.__version__.startswith("2.") and sdk.__name__ == "openai" else "httpx2"
     limits = import_module(library).Limits(max_connections=most, max_keepalive_connections=most)
     try:
         return sdk.DefaultAioHttpClient(limits=limits)
     except RuntimeError:
         return sdk.DefaultAsyncHttpxClient(limits=limits)
+
+
+def _base_error(sdk: Any) -> type[Exception]:
+    found: type[Exception] = getattr(sdk, "OpenAIError", None) or sdk.AnthropicError
+    return found
 
 
 def sdk_error(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
@@ -89,9 +88,14 @@ class VertexAI(ProviderBackend):
     ) -> None:
         if not _is_installed():
             raise MissingDependency("google-genai", "vertex")
+        if api_key and (project_id or location):
+            raise InvalidArgument(
+                "api_key", "goes without project_id and location: the project's credentials count"
+            )
         settings = Settings.taken_from(client_args)
-        project_id = project_id or os.environ.get("GOOGLE_CLOUD_PROJECT")
-        location = location or os.environ.get("GOOGLE_CLOUD_LOCATION")
+        if api_key is None:
+            project_id = project_id or os.environ.get("GOOGLE_CLOUD_PROJECT")
+            location = location or os.environ.get("GOOGLE_CLOUD_LOCATION")
         if project_id is None and api_key is None:
             api_key = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY")
         if not (project_id or api_key or "credentials" in client_args):
@@ -100,17 +104,18 @@ class VertexAI(ProviderBackend):
                 "give it, or set GOOGLE_CLOUD_PROJECT; or give api_key, or set GEMINI_API_KEY",
             )
         on_vertex = client_args.pop("vertexai", api_key is None)
+        arguments = _request_args(safety_settings, thinking, request_args)
         super().__init__(
             "vertex" if on_vertex else "gemini",
             model_name,
             place=base_url or f"google/{project_id or ''}/{location or ''}",
             key=api_key,
             settings=settings,
-            priced_as="google",
+            priced_as=base_url or "google",
+            fixed=arguments,
+            chat_template=chat_template,
         )
-        self.chat_template = chat_template
-        self._request_args = _request_args(safety_settings, thinking, request_args)
-        self._fixed_args = self._request_args
+        self._request_args = arguments
         self._http = {"base_url": base_url, "api_version": api_version}
         self._client_args = {**client_args, "vertexai": on_vertex}
         if api_key is not None:
@@ -137,7 +142,7 @@ class VertexAI(ProviderBackend):
         """One call without streaming."""
         arguments = self._arguments(call)
         client = await self._clients.get()
-        with self._translating():
+        with self.translating():
             async with asyncio.timeout(self.settings.timeout):
                 found = await client.aio.models.generate_content(**arguments)
         return reply_of(found, call, self.name)
@@ -146,7 +151,7 @@ class VertexAI(ProviderBackend):
         """One call, streamed; it is given up when nothing comes for too long."""
         arguments = self._arguments(call)
         client = await self._clients.get()
-        with self._translating():
+        with self.translating():
             async with asyncio.timeout(self.settings.timeout):
                 opened: Any = await client.aio.models.generate_content_stream(**arguments)
             connections: list[ClientResponse] = []
@@ -212,18 +217,15 @@ class VertexAI(ProviderBackend):
         await super().aclose()
         await self._clients.aclose()
 
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        """Raise the SDK's errors as ours."""
-        try:
-            yield
-        except (BackendError, UnsupportedFeature):
-            raise
-        except Exception as error:
-            mine = translated(error, self.name)
-            if mine is None:
-                raise
-            raise mine from error
+    def translated(self, error: Exception) -> BackendError | None:
+        """The error of asyncsgl for one of the SDK's; None if it is none of its."""
+        errors = import_module("google.genai.errors")
+        if isinstance(error, errors.APIError):
+            return _status_error(error, self.name)
+        if isinstance(error, errors.UnknownApiResponseError):
+            said = no_secrets(str(error))
+            return BackendError(f"the answer is not JSON: {said}", backend=self.name)
+        return transport_error(error, self.name)
 
 
 async def _note_connection(_session: object, _context: object, ended: Any) -> None:
@@ -259,21 +261,6 @@ async def _disconnect(client: Client) -> None:
     await client.aio.aclose()
     if session is not None:
         await session.close()
-
-
-def translated(error: Exception, backend: str) -> BackendError | None:
-    """The error of asyncsgl for one of the SDK's; None if it is none of its.
-
-    Args:
-        error: what was raised around the SDK.
-        backend: the backend's name.
-    """
-    errors = import_module("google.genai.errors")
-    if isinstance(error, errors.APIError):
-        return _status_error(error, backend)
-    if isinstance(error, errors.UnknownApiResponseError):
-        return BackendError(f"the answer is not JSON: {no_secrets(str(error))}", backend=backend)
-    return transport_error(error, backend)
 
 
 def _status_error(error: Any, backend: str) -> BackendError:

@@ -24,6 +24,7 @@ _IMAGE_TYPES = frozenset(
 _FINISH: Mapping[str, FinishReason] = {
     "STOP": "stop",
     "MAX_TOKENS": "length",
+    "CONTINUATION": "length",
     "SAFETY": "content_filter",
     "RECITATION": "content_filter",
     "BLOCKLIST": "content_filter",
@@ -32,6 +33,14 @@ _FINISH: Mapping[str, FinishReason] = {
     "IMAGE_SAFETY": "content_filter",
     "MODEL_ARMOR": "content_filter",
     "LANGUAGE": "content_filter",
+    "ESCALATION": "content_filter",
+    "PUP_LIMITED_DISABLED": "content_filter",
+    "OTHER": "abort",
+    "MALFORMED_RESPONSE": "abort",
+    "MALFORMED_FUNCTION_CALL": "abort",
+    "UNEXPECTED_TOOL_CALL": "abort",
+    "TOO_MANY_TOOL_CALLS": "abort",
+    "MISSING_THOUGHT_SIGNATURE": "abort",
 }
 _SAMPLING = frozenset(
     {

@@ -19,7 +19,7 @@ from asyncsgl.errors import (
     UnsupportedFeature,
 )
 from tests.fakes.anthropic import KEY, FakeAnthropic
-from tests.fakes.service import Fault
+from tests.fakes.service import PNG, Fault
 
 pytestmark = pytest.mark.anyio
 NOTHING: Mapping[str, Any] = {}
@@ -46,6 +46,13 @@ async def ask(s: sgl.ProgramState, gen: Mapping[str, Any] = NOTHING) -> None:
 async def go_on(s: sgl.ProgramState) -> None:
     s += sgl.user("Count.")
     s += sgl.assistant("One, two, " + sgl.gen("rest"))
+
+
+@sgl.function
+async def about_a_story(s: sgl.ProgramState, number: int) -> None:
+    s += sgl.system("Long ago. " * 600)
+    s += sgl.user(f"Question {number}?")
+    s += sgl.assistant(sgl.gen("answer"))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +163,25 @@ async def test_thinking_is_kept_apart(fake: FakeAnthropic, streamed: bool) -> No
     assert fake.bodies[0]["thinking"] == {"type": "adaptive"}
 
 
+async def test_while_it_thinks_there_is_no_sampling_and_no_prefill(fake: FakeAnthropic) -> None:
+    thinking = {"thinking": {"type": "enabled", "budget_tokens": 2000}}
+    fake.answers = "three"
+    async with at(fake, request_args=thinking) as backend:
+        await ask.run(gen={"max_tokens": 50}, backend=backend)
+        await ask.run(backend=backend)
+        state = await go_on.run(backend=backend)
+        with pytest.raises(UnsupportedFeature, match="while it thinks"):
+            await ask.run(gen={"temperature": 0.5}, backend=backend)
+    assert [body["max_tokens"] for body in fake.bodies[:2]] == [2050, 2128]
+    assert fake.bodies[2]["messages"][-1]["role"] == "user"
+    meta = state.meta("rest")
+    assert isinstance(meta, sgl.Meta)
+    assert meta.emulated == ("continue_assistant: folded into the user's turn",)
+    async with at(fake, request_args={"thinking": {"type": "adaptive"}}) as backend:
+        await ask.run(backend=backend)
+    assert fake.bodies[-1]["max_tokens"] == 4096
+
+
 async def test_long_answers_have_no_trap(fake: FakeAnthropic) -> None:
     async with at(fake) as backend:
         state = await ask.run(gen={"max_tokens": 20_000}, backend=backend)
@@ -188,17 +214,44 @@ async def test_the_branches_of_a_fork_share_what_the_first_has_cached(
     assert "cache_control" not in str(fake.bodies[-1])
 
 
-async def test_when_the_first_of_a_fork_fails_another_goes_ahead(fake: FakeAnthropic) -> None:
-    @sgl.function
-    async def one(s: sgl.ProgramState, number: int) -> None:
-        s += sgl.system("Long ago. " * 600)
-        s += sgl.user(f"Question {number}?")
-        s += sgl.assistant(sgl.gen("answer"))
+async def test_the_others_wait_for_the_first_token_and_not_for_the_whole(
+    fake: FakeAnthropic,
+) -> None:
+    fake.answers = "one two three four five six"
+    fake.faults.append(Fault("stall"))
+    async with at(fake) as backend:
+        first = asyncio.create_task(about_a_story.run(number=0, backend=backend))
+        await fake.came.wait()
+        others = [about_a_story.run(number=number, backend=backend) for number in (1, 2)]
+        states = await asyncio.gather(*others)
+        assert not first.done()
+        first.cancel()
+        await asyncio.wait([first])
+    assert [state["answer"] for state in states] == [fake.answers] * 2
+    assert [body.get("stream", False) for body in fake.bodies] == [True, False, False]
+    assert all(state.usage.cached_tokens > 1000 for state in states)
 
+
+async def test_images_count_in_what_branches_share(fake: FakeAnthropic) -> None:
+    @sgl.function
+    async def look(s: sgl.ProgramState) -> None:
+        s += sgl.user("A picture: " + sgl.image(PNG))
+        s += sgl.assistant("I see it.")
+        async with s.fork(2) as branches:
+            for number, branch in enumerate(branches):
+                branch += sgl.user(f"Question {number}?")
+                branch += sgl.assistant(sgl.gen("answer"))
+
+    async with at(fake) as backend:
+        state = await look.run(backend=backend)
+    assert state.usage.cached_tokens > 0
+
+
+async def test_when_the_first_of_a_fork_fails_another_goes_ahead(fake: FakeAnthropic) -> None:
     fake.faults.append(Fault("status", 400))
     async with at(fake) as backend:
         results = await asyncio.gather(
-            *[one.run(number=number, backend=backend) for number in range(4)],
+            *[about_a_story.run(number=number, backend=backend) for number in range(4)],
             return_exceptions=True,
         )
     assert sum(isinstance(result, sgl.State) for result in results) == 3

@@ -13,7 +13,7 @@ import pytest
 from asyncsgl.backends.budget import Budget, price_per_million
 from asyncsgl.backends.limits import Limiter, limiter_for
 from asyncsgl.backends.retry import Clock, RetryPolicy, retried
-from asyncsgl.errors import BudgetExceeded, InvalidArgument, RateLimitError
+from asyncsgl.errors import BudgetExceeded, InvalidArgument, OverloadedError, RateLimitError
 from asyncsgl.types import Usage
 
 pytestmark = pytest.mark.anyio
@@ -195,13 +195,20 @@ async def test_who_gives_up_waiting_holds_nobody_up() -> None:
 async def test_the_number_at_once_follows_the_service() -> None:
     limiter = Limiter(concurrency="auto")
     begun = limiter.concurrency
-    for _ in range(200):
+
+    async def one() -> None:
         async with limiter.admitted() as ticket:
+            await asyncio.sleep(0)
             ticket.settle(Usage(1, 1))
+
+    for _ in range(200):
+        await one()
+    assert limiter.concurrency == begun, "one call at a time proves nothing about many"
+    await asyncio.gather(*[one() for _ in range(200)])
     grown = limiter.concurrency
     assert grown > begun
-    async with limiter.admitted() as one, limiter.admitted() as other:
-        one.refuse()
+    async with limiter.admitted() as first, limiter.admitted() as other:
+        first.refuse()
         other.refuse()
     once = limiter.concurrency
     assert grown * 0.6 < once < grown, "one decrease for what was refused together"
@@ -211,6 +218,30 @@ def test_limits_that_mean_nothing_are_refused() -> None:
     for name, value in (("rpm", 0), ("tpm", -1), ("concurrency", 0), ("concurrency", "much")):
         with pytest.raises(InvalidArgument, match=name):
             Limiter(**{name: value})  # type: ignore[arg-type]
+
+
+async def test_a_cooldown_beyond_the_patience_ends_the_waiting() -> None:
+    time = JumpingTime()
+    limiter = Limiter(rpm=60, clock=time.clock)
+    refused: list[float | None] = []
+
+    async def one() -> None:
+        try:
+            limiter.leave(await limiter.enter(patience=100))
+        except OverloadedError as error:
+            refused.append(error.retry_after)
+
+    async def all_of_them() -> None:
+        waiting = [asyncio.create_task(one()) for _ in range(5)]
+        await asyncio.sleep(0)
+        limiter.cooldown.pause(50)
+        await asyncio.wait(waiting[:2])
+        limiter.cooldown.pause(500)
+        await asyncio.wait(waiting)
+
+    await time.run(asyncio.create_task(all_of_them()))
+    assert refused == pytest.approx([500.0] * 3, abs=2)
+    assert limiter.running == limiter.waiting == 0
 
 
 async def test_a_limiter_serves_several_loops() -> None:
@@ -232,21 +263,21 @@ async def test_a_limiter_serves_several_loops() -> None:
 async def test_a_budget_refuses_before_it_is_passed() -> None:
     budget = Budget(price_per_million(1.0, 2.0), lambda: None, 0.001, None)
     await budget.ready()
-    hold = budget.hold(100, 400)  # 0.0009 dollars at most
+    hold = budget.hold(Usage(100, 400))  # 0.0009 dollars at most
     with pytest.raises(BudgetExceeded, match="max_cost"):
-        budget.hold(100, 100)
+        budget.hold(Usage(100, 100))
     budget.settle(hold, Usage(100, 50, requests=1))
     assert budget.cost == pytest.approx(0.0002)
-    budget.settle(budget.hold(100, 100), None)
+    budget.settle(budget.hold(Usage(100, 100)), None)
     assert budget.cost == pytest.approx(0.0002), "a call that failed costs nothing"
 
 
 async def test_a_budget_of_tokens() -> None:
     budget = Budget(None, lambda: None, None, 100)
     await budget.ready()
-    budget.settle(budget.hold(40, 50), Usage(40, 40))
+    budget.settle(budget.hold(Usage(40, 50)), Usage(40, 40))
     with pytest.raises(BudgetExceeded, match="max_tokens_total"):
-        budget.hold(10, 20)
+        budget.hold(Usage(10, 20))
     assert budget.cost is None, "an unknown price is not nothing"
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 import asyncsgl as sgl
+from asyncsgl.backends.budget import known_price
 from asyncsgl.backends.openai import OpenAI
 from asyncsgl.backends.openai_models import is_completion_model, is_reasoning_model
+from asyncsgl.backends.retry import RetryPolicy
 from asyncsgl.errors import (
     BackendError,
     BudgetExceeded,
     ContentFilterError,
     ContextLengthError,
     InvalidArgument,
+    OutputError,
     UnsupportedFeature,
 )
 from tests.fakes.openai import KEY, FakeOpenAI
@@ -87,10 +92,12 @@ async def test_effort_none_frees_the_sampling(fake: FakeOpenAI) -> None:
 async def test_another_name_of_the_limit_is_learned_once(fake: FakeOpenAI) -> None:
     fake.refuses = {"max_tokens"}
     async with at(fake, "my-deployment") as backend:
-        assert (await ask.run(backend=backend))["answer"] == "Hello world"
-        assert (await ask.run(backend=backend))["answer"] == "Hello world"
+        for _ in range(2):
+            state = await ask.run(gen={"max_tokens": 50}, backend=backend)
+            assert state["answer"] == "Hello world"
+        await ask.run(backend=backend)
     sent = [sorted({"max_tokens", "max_completion_tokens"} & set(body)) for body in fake.bodies]
-    assert sent == [["max_tokens"], ["max_completion_tokens"], ["max_completion_tokens"]]
+    assert sent == [["max_tokens"], ["max_completion_tokens"], ["max_completion_tokens"], []]
 
 
 async def test_a_refused_stop_is_cut_here(fake: FakeOpenAI) -> None:
@@ -158,6 +165,90 @@ async def test_decisions_have_scores(fake: FakeOpenAI) -> None:
     assert "I think: " in fake.bodies[0]["questions"][0]["instructions"]
 
 
+@sgl.function
+async def choose(s: sgl.ProgramState, choices: list[str]) -> None:
+    s += sgl.user("Is it?")
+    s += sgl.assistant(sgl.select("verdict", choices))
+
+
+async def test_without_the_decisions_api_the_model_chooses_by_a_schema(fake: FakeOpenAI) -> None:
+    fake.decides = False
+    fake.answers = "no"
+    async with at(fake, "gpt-6-luna") as backend:
+        for _ in range(2):
+            state = await choose.run(choices=["yes", "no"], backend=backend)
+            assert state["verdict"] == "no"
+            assert state.meta("verdict").emulated == ("select: by a JSON schema of the choices",)
+        assert backend.capabilities.support("select") == "emulated"
+    paths = [seen.path.removeprefix("/v1/") for seen in fake.seen]
+    assert paths == ["decisions", "chat/completions", "chat/completions"]
+
+
+class Letters:
+    """A tokenizer whose tokens are pairs of letters where it has them, else single letters."""
+
+    def __init__(self, *pairs: str) -> None:
+        self.vocabulary = [*pairs, *(chr(code) for code in range(9, 127)), ""]
+        self.eot_token = len(self.vocabulary) - 1
+
+    def encode(self, text: str, /) -> list[int]:
+        tokens: list[int] = []
+        while text:
+            size = 2 if text[:2] in self.vocabulary else 1
+            tokens.append(self.vocabulary.index(text[:size]))
+            text = text[size:]
+        return tokens
+
+    def decode(self, tokens: Sequence[int], /) -> str:
+        return "".join(self.vocabulary[token] for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("choices", "said", "calls"),
+    [
+        (["yes", "no"], "no", 1),
+        (["north", "nothing", "never"], "nothing", 2),
+        (["no", "none", "not"], "no", 1),
+        (["no", "none", "not"], "none", 1),
+        ([" a", " b"], " b", 1),
+        (["one"], "one", 0),
+    ],
+)
+async def test_completion_models_that_do_not_echo_are_led_token_by_token(
+    fake: FakeOpenAI, choices: list[str], said: str, calls: int
+) -> None:
+    letters = Letters(": ", "th", "ne")
+    fake.vocabulary, fake.answers, fake.echoes = letters.vocabulary, said, False
+    async with at(fake, "davinci-002", tokenizer=letters) as backend:
+        state = await choose.run(choices=choices, backend=backend)
+        assert state["verdict"] == said
+        assert state.meta("verdict").emulated == ("select: token by token, with logit_bias",)
+        assert state.usage.requests == calls
+        assert backend.capabilities.support("select") == "emulated"
+        await choose.run(choices=choices, backend=backend)
+    assert ["echo" in body for body in fake.bodies] == [True] + [False] * (2 * calls)
+
+
+async def test_a_token_that_is_none_of_the_choices_is_an_error(fake: FakeOpenAI) -> None:
+    letters = Letters()
+    fake.vocabulary, fake.echoes = [*letters.vocabulary[:-1], "!"], False
+    fake.vocabulary[letters.encode("y")[0]] = fake.vocabulary[letters.encode("n")[0]] = "?"
+    async with at(fake, "davinci-002", tokenizer=letters) as backend:
+        with pytest.raises(OutputError, match=r"'\?'.*'n', 'y'"):
+            await choose.run(choices=["yes", "no"], backend=backend)
+
+
+async def test_without_a_tokenizer_the_model_is_asked_for_one_of_the_choices(
+    fake: FakeOpenAI,
+) -> None:
+    fake.answers, fake.echoes = ["perhaps", "no"], False
+    async with at(fake, "my-model", is_chat_model=False) as backend:
+        state = await choose.run(choices=["yes", "no"], backend=backend)
+    assert state["verdict"] == "no"
+    assert state.meta("verdict").emulated == ("select: by asking for one of the choices",)
+    assert state.usage.requests == 2
+
+
 async def test_the_system_message_is_the_developers_on_hosted_reasoning_models() -> None:
     backend = OpenAI("gpt-5.5", api_key=KEY)
     plan = backend._plan(  # what would be sent
@@ -190,17 +281,43 @@ async def test_azure_in_both_forms(fake: FakeOpenAI) -> None:
     assert "api-key" in fake.seen[0].headers
 
 
-async def test_azure_with_a_token_provider(fake: FakeOpenAI) -> None:
-    async def token() -> str:
-        return KEY
+async def coroutine_token() -> str:
+    return KEY
 
+
+def plain_token() -> str:
+    time.sleep(0.001)  # it may block: it runs in a thread
+    return KEY
+
+
+@pytest.mark.parametrize("version", [None, "2024-10-21"])
+@pytest.mark.parametrize("provider", [coroutine_token, plain_token])
+async def test_azure_with_a_token_provider(
+    fake: FakeOpenAI, provider: Callable[[], Any], version: str | None
+) -> None:
     async with OpenAI(
         "gpt-35-turbo",
         is_azure=True,
         azure_endpoint=fake.url,
-        api_version="2024-10-21",
-        azure_ad_token_provider=token,
+        api_version=version,
+        azure_ad_token_provider=provider,
     ) as backend:
+        assert (await ask.run(backend=backend))["answer"] == "Hello world"
+    assert fake.seen[0].headers["authorization"] == f"Bearer {KEY}"
+    assert "api-key" not in fake.seen[0].headers
+
+
+@pytest.mark.parametrize("version", [None, "2024-10-21"])
+async def test_azure_with_a_token(fake: FakeOpenAI, version: str | None) -> None:
+    settings: dict[str, Any] = {"is_azure": True, "azure_endpoint": fake.url}
+    async with OpenAI(
+        "gpt-35-turbo", api_version=version, azure_ad_token=KEY, **settings
+    ) as backend:
+        assert (await ask.run(backend=backend))["answer"] == "Hello world"
+
+
+async def test_a_key_that_a_function_gives(fake: FakeOpenAI) -> None:
+    async with OpenAI("gpt-4o", base_url=f"{fake.url}/v1", api_key=plain_token) as backend:
         assert (await ask.run(backend=backend))["answer"] == "Hello world"
 
 
@@ -263,6 +380,55 @@ async def test_a_budget_stops_the_run_before_it_is_passed(fake: FakeOpenAI) -> N
         assert 0 < backend.cost < 0.001
         with pytest.raises(BudgetExceeded, match="max_cost"):
             await ask.run(gen={"max_tokens": 500}, backend=backend)
+
+
+async def test_what_was_cut_or_left_is_paid_for(fake: FakeOpenAI) -> None:
+    fake.answers = "one two three four five six"
+    async with at(fake, "gpt-5.5", price=(1.0, 2.0)) as backend:
+        await ask.run(gen={"stop": " four"}, backend=backend)  # the stream is cut here
+        cut = backend.statistics()
+        assert cut["requests"] == 1
+        assert cut["prompt_tokens"] > 0
+        assert cut["completion_tokens"] > 0
+        assert cut["cost"] > 0
+        fake.faults.append(Fault("no_answer"))
+        fake.came.clear()
+        task = asyncio.create_task(ask.run(backend=backend))
+        await fake.came.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        left = backend.statistics()
+        assert left["requests"] == 2
+        assert left["completion_tokens"] == cut["completion_tokens"]
+        assert left["prompt_tokens"] == 2 * cut["prompt_tokens"]
+        backend.policy = RetryPolicy(max_retries=0)
+        fake.faults.append(Fault("status", 500))
+        with pytest.raises(BackendError):
+            await ask.run(backend=backend)
+        assert backend.statistics()["requests"] == 2, "a refusal costs nothing"
+
+
+async def test_only_a_price_that_is_known_is_said(fake: FakeOpenAI) -> None:
+    pytest.importorskip("genai_prices")
+    async with at(fake, "gpt-4o") as backend:
+        await ask.run(backend=backend)
+        assert backend.cost is None, "another server has OpenAI's model names, not its prices"
+        assert "cost" not in backend.statistics()
+    assert known_price("openai", "gpt-4o") is not None
+    assert known_price("https://api.openai.com/v1", "gpt-4o") is not None
+    assert known_price("openai", "my-model") is None
+    assert known_price("", "gpt-4o") is None
+
+
+async def test_there_are_connections_for_as_many_calls_as_the_service_bears(
+    fake: FakeOpenAI,
+) -> None:
+    fake.faults.extend([Fault("slow", seconds=0.1)] * 200)
+    async with at(fake, concurrency="auto") as backend:
+        begun = backend.limiter.concurrency
+        await asyncio.gather(*[ask.run(backend=backend) for _ in range(200)])
+        assert begun + 5 < backend.limiter.concurrency
+    assert fake.most_running > begun + 5
 
 
 async def test_what_is_not_known_is_not_sent_as_a_client_setting(fake: FakeOpenAI) -> None:

@@ -134,6 +134,25 @@ async def test_the_deadline_ends_the_tries_before_a_wait_that_passes_it() -> Non
     assert (call.calls, time.slept) == (1, [])
 
 
+async def test_waiting_for_its_turn_does_not_bring_the_deadline_nearer() -> None:
+    time = FakeTime()
+    waited = 0.0
+
+    async def call() -> str:
+        nonlocal waited
+        waited += 1000.0
+        await time.clock.sleep(1000.0)
+        if waited < 3000:
+            raise OverloadedError("busy", retry_after=1)
+        return "fine"
+
+    policy = RetryPolicy(deadline=10)
+    assert await retried(call, policy, clock=time.clock, queued=lambda: waited) == "fine"
+    waited = 0.0
+    with pytest.raises(OverloadedError):
+        await retried(call, policy, clock=time.clock)
+
+
 async def test_an_overload_holds_back_every_call_that_shares_the_cooldown() -> None:
     time = FakeTime(chance=0.0)
     shared = Cooldown(time.clock)

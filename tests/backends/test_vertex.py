@@ -113,6 +113,40 @@ async def test_a_connection_that_is_refused_is_not_slept_over(fake: FakeGemini) 
             await ask.run(backend=backend)
 
 
+async def test_answers_of_one_seed_differ(fake: FakeGemini) -> None:
+    fake.answers = lambda body: f"answer {body['generationConfig']['seed']}"
+    async with at(fake) as backend:
+        state = await ask.run(gen={"n": 3, "seed": 7}, backend=backend)
+        assert sorted(state["answer"]) == ["answer 7", "answer 8", "answer 9"]
+        async with ask.stream(gen={"n": 2, "seed": 7}, backend=backend) as running:
+            again = await running.result()
+        assert sorted(again["answer"]) == ["answer 7", "answer 8"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [("CONTINUATION", "length"), ("MALFORMED_RESPONSE", "abort"), ("OTHER", "abort")],
+)
+async def test_ends_that_only_gemini_has(fake: FakeGemini, reason: str, finish: str) -> None:
+    fake.finish = reason
+    async with at(fake) as backend:
+        state = await ask.run(backend=backend)
+        meta = state.meta("answer")
+        assert isinstance(meta, sgl.Meta)
+        assert meta.finish_reason == finish
+
+
+async def test_a_project_of_the_environment_yields_to_a_key(
+    fake: FakeGemini, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "project")
+    async with at(fake) as backend:
+        assert backend.name == "gemini"
+        await ask.run(backend=backend)
+
+
 def test_a_project_or_a_key_is_needed() -> None:
+    with pytest.raises(InvalidArgument, match="project_id"):
+        VertexAI("gemini-pro", project_id="project", api_key=KEY)
     with pytest.raises(InvalidArgument, match="GOOGLE_CLOUD_PROJECT"):
         VertexAI("gemini-pro")

@@ -118,9 +118,22 @@ class FakeAnthropic(FakeService):
             raise Refused(400, f"{unknown.pop()}: Extra inputs are not permitted")
         if not isinstance(body.get("max_tokens"), int) or body["max_tokens"] < 1:
             raise Refused(400, "max_tokens: Field required")
+        self._check_thinking(body, sampling)
         if any(not stop.strip() for stop in body.get("stop_sequences", ())):
             raise Refused(400, "stop_sequences: each stop sequence must contain non-whitespace")
         self._check_messages(body)
+
+    def _check_thinking(self, body: dict[str, Any], sampling: set[str]) -> None:
+        thinking = body.get("thinking", {})
+        if thinking.get("type") not in ("enabled", "adaptive"):
+            return
+        budget = thinking.get("budget_tokens", 1024 if thinking["type"] == "adaptive" else 0)
+        if not 1024 <= budget < body["max_tokens"]:
+            raise Refused(400, "max_tokens must be greater than thinking.budget_tokens")
+        if sampling:
+            raise Refused(400, f"{sampling.pop()} may not be set when thinking is enabled")
+        if body["messages"][-1]["role"] == "assistant":
+            raise Refused(400, "a final assistant message must start with a thinking block")
 
     def _check_messages(self, body: dict[str, Any]) -> None:
         messages = body.get("messages") or []

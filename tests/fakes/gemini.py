@@ -32,12 +32,14 @@ class FakeGemini(FakeService):
     Attributes:
         context: the longest prompt, in words.
         blocked: why prompts are refused, if they are.
+        finish: why answers end, where it is not one of the usual reasons.
     """
 
     def __init__(self, answers: Any = "Hello world", *, context: int = 10_000) -> None:
         super().__init__(answers)
         self.context = context
         self.blocked = ""
+        self.finish = ""
         self._ids = itertools.count(1)
 
     def routes(self) -> list[web.RouteDef]:
@@ -155,6 +157,8 @@ class FakeGemini(FakeService):
     def _finish(self, one: Written) -> str:
         if self.filtered:
             return "SAFETY"
+        if self.finish:
+            return self.finish
         return "MAX_TOKENS" if one.finish == "length" else "STOP"
 
     def _usage(self, body: dict[str, Any], one: Written) -> dict[str, Any]:

@@ -48,12 +48,19 @@ class FakeOpenAI(FakeService):
     Attributes:
         context: the longest prompt, in words.
         refuses: parameters that the service refuses in addition.
+        echoes: it gives logprobs of echoed prompts.
+        decides: it has the Decisions API.
+        vocabulary: of its completion models, where prompts come as tokens; the last one ends
+            texts, and has none.
     """
 
     def __init__(self, answers: Any = "Hello world", *, context: int = 10_000) -> None:
         super().__init__(answers)
         self.context = context
         self.refuses: set[str] = set()
+        self.echoes = True
+        self.decides = True
+        self.vocabulary: list[str] = []
         self._ids = itertools.count(1)
 
     def routes(self) -> list[web.RouteDef]:
@@ -247,7 +254,13 @@ class FakeOpenAI(FakeService):
         if body.get("logprobs") is not None and body["logprobs"] > 5:
             raise Refused(400, "logprobs must be at most 5", param="logprobs")
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        if isinstance(prompts[0], int):
+            return web.json_response(self._biased(body, body["prompt"]))
         if body.get("echo"):
+            if not self.echoes:
+                raise Refused(
+                    400, "Setting 'echo' and 'logprobs' at the same time is not supported"
+                )
             return web.json_response(self._echo(body, prompts))
         if not body.get("max_tokens", 16):
             raise Refused(400, "max_tokens must be at least 1", param="max_tokens")
@@ -302,6 +315,30 @@ class FakeOpenAI(FakeService):
         return {"id": "cmpl-echo", "object": "text_completion", "created": 1,
                 "model": body["model"], "choices": choices, "usage": usage}  # fmt: skip
 
+    def _biased(self, body: dict[str, Any], prompt: list[int]) -> dict[str, Any]:
+        """The one token of those with a bias that the scripted answer goes on with."""
+        if body["max_tokens"] != 1 or any(value != 100 for value in body["logit_bias"].values()):
+            raise Refused(400, "the fake takes one token of those with a bias of 100")
+        said, answer = "".join(self.vocabulary[token] for token in prompt), self.next_answer(body)
+
+        def fit(token: int) -> int:
+            text = said + self.vocabulary[token]
+            ends = [k for k in range(1, len(answer) + 1) if text.endswith(answer[:k])]
+            whole = token == len(self.vocabulary) - 1
+            return max(ends, default=0) if not whole or said.endswith(answer) else -1
+
+        token = max(map(int, body["logit_bias"]), key=fit)
+        choice = {
+            "index": 0,
+            "text": self.vocabulary[token],
+            "finish_reason": "length" if self.vocabulary[token] else "stop",
+            "logprobs": None,
+        }
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": 1}
+        return {"id": "cmpl-biased", "object": "text_completion", "created": 1,
+                "model": body["model"], "choices": [choice],
+                "usage": {**usage, "total_tokens": len(prompt) + 1}}  # fmt: skip
+
     # -- decisions ---------------------------------------------------------------------------
 
     async def _decision(
@@ -309,6 +346,8 @@ class FakeOpenAI(FakeService):
     ) -> web.StreamResponse:
         self._authorize(request, seen)
         body = seen.body
+        if not self.decides:
+            raise Refused(404, "Invalid URL (POST /v1/decisions)")
         if not body["model"].startswith("gpt-6-luna"):
             raise Refused(400, "The model does not support decisions", param="model")
         answers = []
