@@ -8,14 +8,21 @@ from typing import Any
 from benchmarks.peers.contest import Result
 from benchmarks.peers.finding import OURS
 
-__all__ = ["as_json", "phases", "rates", "ratios", "same_outputs", "shares"]
+__all__ = ["as_json", "phases", "rates", "ratios", "same_outputs", "shares", "table"]
 
 
 def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _table(first: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(first: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+        first: heads the first column.
+        columns: heads of the others.
+        rows: cells, the first column's with them.
+    """
     lines = [_row([first, *columns]), "|---" * (len(columns) + 1) + "|"]
     return "\n".join([*lines, *(_row(row) for row in rows)])
 
@@ -53,7 +60,7 @@ def rates(results: Sequence[Result], most_foreign: float) -> str:
         [side, *(_speed(grid.get(side, name), most_foreign) for name in grid.workloads)]
         for side in grid.sides
     ]
-    return _table("output tokens/s", grid.workloads, rows)
+    return table("output tokens/s", grid.workloads, rows)
 
 
 def ratios(results: Sequence[Result]) -> str:
@@ -69,7 +76,7 @@ def ratios(results: Sequence[Result]) -> str:
         if len(peers) > 1:
             best = (_ratio(grid, ours, peers, name) for name in grid.workloads)
             rows.append([f"best of these, {dtype}", *best])
-    return _table("ours over", grid.workloads, rows)
+    return table("ours over", grid.workloads, rows)
 
 
 def _ratio(grid: _Grid, ours: str, sides: Iterable[str], workload: str) -> str:
@@ -86,7 +93,7 @@ def same_outputs(results: Sequence[Result]) -> str:
         ours = f"{OURS} {side.rpartition(' ')[2]}"
         if side != ours:
             rows.append([side, *(_same(grid, ours, side, name) for name in grid.workloads)])
-    return _table("same tokens as ours", grid.workloads, rows)
+    return table("same tokens as ours", grid.workloads, rows)
 
 
 def _same(grid: _Grid, ours: str, side: str, workload: str) -> str:
@@ -113,7 +120,7 @@ def shares(results: Sequence[Result], bounds: dict[tuple[str, str], float]) -> s
             if side.endswith(f" {dtype}"):
                 each = [grid.rate(side, name) for name in grid.workloads]
                 rows.append([side, *(_percent(a, b) for a, b in zip(each, limits, strict=True))])
-    return _table("share of the bound", grid.workloads, rows)
+    return table("share of the bound", grid.workloads, rows)
 
 
 def _percent(part: float | None, whole: float) -> str:
@@ -125,7 +132,7 @@ def phases(results: Sequence[Result]) -> str:
     seen = [result for result in results if result.phases]
     names = list(dict.fromkeys(name for result in seen for name in result.phases))
     rows = [[name, *(f"{result.phases.get(name, 0.0):.1%}" for result in seen)] for name in names]
-    return _table("phase", [f"{result.workload} {result.dtype}" for result in seen], rows)
+    return table("phase", [f"{result.workload} {result.dtype}" for result in seen], rows)
 
 
 def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -1,0 +1,156 @@
+"""Whole programs: what the prefix cache saves, and the same over vLLM's server.
+
+    python benchmarks/programs.py [--only few-shot tree] [--scale 1.0] [--peers FOLDER]
+
+Eight kinds of programs, all rows of one at once, on our engine, on the same without its prefix
+cache, and, where `FOLDER` (or `ASYNCSGL_PEERS`) has an environment with vLLM, over its OpenAI
+server. Texts are drawn anew for each run; lengths are fixed, the end of sequence is ignored, and
+what a program appends does not depend on what the model wrote. The hit rate stands beside that
+of a cache without limits, counted from the tokens that were sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import asyncsgl as sgl
+from asyncsgl_engine.hub import resolve_model
+from benchmarks.peers.finding import find_teams
+from benchmarks.peers.report import table
+from benchmarks.suite.measuring import Outcome, run_case
+from benchmarks.suite.programs import CASES
+from benchmarks.suite.sides import Side, local, vllm
+
+ON, OFF, VLLM = "ours", "cache off", "vllm server"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="name or folder")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of rows")
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--peers", type=Path, default=os.environ.get("ASYNCSGL_PEERS"))
+    parser.add_argument("--no-peers", action="store_true", help="our engine alone")
+    parser.add_argument("--json", type=Path, help="write the results there too")
+    return parser.parse_args()
+
+
+def note(text: str) -> None:
+    print(f"# {text}", file=sys.stderr, flush=True)
+
+
+async def sides(asked: argparse.Namespace, model: Path, stack: AsyncExitStack) -> list[Side]:
+    """All the places that can be had."""
+    shared = (str(model), asked.dtype, asked.threads)
+    found = [
+        await stack.enter_async_context(local(ON, *shared, cache=True)),
+        await stack.enter_async_context(local(OFF, *shared, cache=False)),
+    ]
+    if asked.no_peers:
+        return found
+    [team] = find_teams(["vllm"], {}, asked.peers, model)
+    if isinstance(team, str):
+        note(team)
+        return found
+    log = Path(tempfile.mkdtemp(prefix="asyncsgl-bench-")) / "vllm.log"
+    note(f"starting vLLM's server; its log is {log}")
+    try:
+        found.append(await stack.enter_async_context(vllm(team.python, *shared, log)))
+    except RuntimeError as error:
+        note(str(error))
+    return found
+
+
+async def measure(asked: argparse.Namespace) -> list[Outcome]:
+    """Run every case on every side, by turns; the median run of each counts."""
+    outcomes = []
+    async with AsyncExitStack() as stack:
+        places = await sides(asked, Path(resolve_model(asked.model).path), stack)
+        runtime = places[0].backend
+        assert isinstance(runtime, sgl.Runtime)
+        tokenizer = runtime.get_tokenizer()
+
+        def encode(text: str) -> Sequence[int]:
+            ids: Sequence[int] = tokenizer.encode(text)
+            return ids
+
+        for name in asked.only:
+            for side in places:
+                await run_case(CASES[name], side, asked.scale / 2, "warm-up", encode)
+            runs: dict[str, list[Outcome]] = {side.name: [] for side in places}
+            for number in range(asked.runs):
+                for side in places:
+                    one = await run_case(CASES[name], side, asked.scale, str(number), encode)
+                    note(f"{name}, {side.name}: {one.wall_s:.2f} s")
+                    runs[side.name].append(one)
+            for done in runs.values():
+                done.sort(key=lambda outcome: outcome.wall_s)
+                outcomes.append(done[len(done) // 2])
+    return outcomes
+
+
+def speeds(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
+    """Seconds on each side, and how many times ours is faster."""
+    rows = []
+    for name in names:
+        by_side = {outcome.side: outcome for outcome in outcomes if outcome.case == name}
+        ours, off, peer = by_side[ON], by_side[OFF], by_side.get(VLLM)
+        row = [CASES[name].title, f"{ours.rows}", f"{ours.calls}", f"{ours.output_tokens}"]
+        row += [f"{ours.wall_s:.2f}", f"{off.wall_s:.2f}", f"{off.wall_s / ours.wall_s:.2f}"]
+        if peer is not None:
+            row += [f"{peer.wall_s:.2f}", f"{peer.wall_s / ours.wall_s:.2f}"]
+        rows.append(row)
+    columns = ["rows", "calls", "tokens made", "ours s", "cache off s", "off/ours"]
+    if any(outcome.side == VLLM for outcome in outcomes):
+        columns += ["vLLM server s", "vLLM/ours"]
+    return table("program", columns, rows)
+
+
+def hits(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
+    """Hit rates beside the best that is possible."""
+    rows = []
+    for name in names:
+        by_side = {outcome.side: outcome for outcome in outcomes if outcome.case == name}
+        ours, off, peer = by_side[ON], by_side[OFF], by_side.get(VLLM)
+        row = [CASES[name].title, f"{ours.prompt_tokens:.0f}"]
+        row += [f"{ours.hit_rate:.1%}", f"{ours.best_hit_rate:.1%}"]
+        if peer is not None:
+            row += [f"{peer.hit_rate:.1%}", f"{peer.best_hit_rate:.1%}"]
+        same = sum(a == b for a, b in zip(ours.texts, off.texts, strict=True))
+        rows.append([*row, f"{same} of {len(ours.texts)}"])
+    columns = ["prompt tokens", "hit rate", "best possible"]
+    if any(outcome.side == VLLM for outcome in outcomes):
+        columns += ["vLLM", "best possible there"]
+    return table("program", [*columns, "same text on and off"], rows)
+
+
+def as_json(outcome: Outcome) -> dict[str, object]:
+    values = {name: getattr(outcome, name) for name in outcome.__slots__ if name != "texts"}
+    return values | {"hit_rate": outcome.hit_rate}
+
+
+def main() -> None:
+    """Measure, and print what came out."""
+    asked = arguments()
+    outcomes = asyncio.run(measure(asked))
+    print(f"{speeds(outcomes, asked.only)}\n\n{hits(outcomes, asked.only)}", flush=True)
+    if asked.json is not None:
+        value = {"command": sys.argv[1:], "results": [as_json(outcome) for outcome in outcomes]}
+        asked.json.write_text(json.dumps(value, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
