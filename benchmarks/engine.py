@@ -3,7 +3,8 @@
     python benchmarks/engine.py [--peers FOLDER] [--workloads ABCDE] [--dtype bfloat16 float32]
 
 `FOLDER` (or `ASYNCSGL_PEERS`) holds virtual environments with vLLM, OpenVINO GenAI or
-transformers; `--peer vllm=PYTHON` names an interpreter. Peers that are not there are left out,
+transformers; `--peer vllm=PYTHON` names an interpreter, and `--only transformers` takes the one
+that this runs in, too. Peers that are not there are left out,
 and said to be. Every contestant is a process of its own, loaded once and idle while another one
 runs. Greedy, the end of sequence ignored, token ids in and out: each run makes exactly as many
 tokens as asked for. The time is that from handing over the first request to the end of the last;
@@ -19,14 +20,16 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asyncsgl_engine.hub import resolve_model
 from benchmarks.peers import report
-from benchmarks.peers.contest import Plan, Result, contest
+from benchmarks.peers.contest import Plan, contest
 from benchmarks.peers.contestant import Team
 from benchmarks.peers.finding import OURS, PEERS, find_teams
+from benchmarks.peers.result import Result
 from benchmarks.peers.roofline import Limits, ModelSize, least_seconds
 from benchmarks.peers.workloads import TITLES, build
 
@@ -47,7 +50,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quiet-wait", type=float, default=5.0, help="seconds to wait for others")
     parser.add_argument("--max-foreign", type=float, default=0.06, help="CPUs others may use")
     parser.add_argument("--profile", action="store_true", help="say where our time goes")
+    parser.add_argument("--warm-up-with", default="", help="a short workload, to save time")
     parser.add_argument("--json", type=Path, help="write the results there too")
+    parser.add_argument("--show", type=Path, nargs="+", help="print such files; measure nothing")
     return parser.parse_args()
 
 
@@ -60,7 +65,8 @@ def teams(asked: argparse.Namespace, model: Path) -> list[Team]:
     names = list(PEERS) if asked.only is None else asked.only
     given = {name: Path(python) for name, python in (each.split("=", 1) for each in asked.peer)}
     found = [Team(OURS, "ours", Path(sys.executable), str(model))]
-    for team in find_teams(names, given, asked.peers, model):
+    here = bool(asked.only)  # transformers is always there, and only measured where asked for
+    for team in find_teams(names, given, asked.peers, model, also_here=here):
         if isinstance(team, str):
             note(team)
         else:
@@ -87,9 +93,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def bounds(
-    asked: argparse.Namespace, figures: dict[str, Any], model: Path
-) -> dict[tuple[str, str], float]:
+def bounds(asked: argparse.Namespace, figures: dict[str, Any], model: Path) -> dict[str, float]:
     """Most output tokens a second that the machine allows, by dtype and workload."""
     size = ModelSize.read(model)
     most = {}
@@ -98,18 +102,22 @@ def bounds(
         for name in asked.workloads:
             workload = build(name, 0)
             least = least_seconds(workload, size, limits, dtype)
-            most[dtype, name] = workload.output_tokens / least
+            most[f"{dtype} {name}"] = workload.output_tokens / least
     return most
 
 
-def main() -> None:
-    """Measure, and print what came out."""
-    asked = arguments()
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """All results, as they are written."""
     model = Path(resolve_model(asked.model).path)
     plan = Plan(
-        asked.workloads, asked.runs, asked.threads, asked.budget, asked.quiet_wait,
+        asked.workloads,
+        asked.runs,
+        asked.threads,
+        asked.budget,
+        asked.quiet_wait,
         asked.max_foreign,
-    )  # fmt: skip
+        asked.warm_up_with,
+    )
     logs = Path(tempfile.mkdtemp(prefix="asyncsgl-bench-"))
     note(f"what the contestants print is in {logs}")
     figures = machine(asked.threads)
@@ -117,22 +125,37 @@ def main() -> None:
     results: list[Result] = []
     for dtype in asked.dtype:
         results += contest(sides, dtype, plan, logs, note, asked.profile)
-    most = bounds(asked, figures, model)
-    tables = [report.rates(results, plan.most_foreign)]
-    if len(sides) > 1:
+    return {
+        "machine": figures,
+        "command": sys.argv[1:],
+        "bounds": bounds(asked, figures, model),
+        "results": [result.as_json() for result in results],
+    }
+
+
+def show(measured: Sequence[dict[str, Any]], most_foreign: float) -> None:
+    """Print what one or several measurements gave, as one set of tables."""
+    results = [Result.from_json(one) for each in measured for one in each["results"]]
+    most = {name: rate for each in measured for name, rate in each["bounds"].items()}
+    tables = [report.rates(results, most_foreign)]
+    if len({result.team for result in results}) > 1:
         tables += [report.ratios(results), report.same_outputs(results)]
     tables.append(report.shares(results, most))
-    if asked.profile:
+    if any(result.phases for result in results):
         tables.append(report.phases(results))
     print("\n\n".join(tables), flush=True)
+
+
+def main() -> None:
+    """Measure, and print what came out; or print what came out before."""
+    asked = arguments()
+    if asked.show:
+        show([json.loads(path.read_text()) for path in asked.show], asked.max_foreign)
+        return
+    measured = measure(asked)
+    show([measured], asked.max_foreign)
     if asked.json is not None:
-        value = {
-            "machine": figures,
-            "command": sys.argv[1:],
-            "bounds": {f"{dtype} {name}": rate for (dtype, name), rate in most.items()},
-            "results": report.as_json(results),
-        }
-        asked.json.write_text(json.dumps(value, indent=1) + "\n")
+        asked.json.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -138,7 +138,9 @@ def hits(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
 
 
 def as_json(outcome: Outcome) -> dict[str, object]:
-    values = {name: getattr(outcome, name) for name in outcome.__slots__ if name != "texts"}
+    values: dict[str, object] = {
+        name: getattr(outcome, name) for name in outcome.__slots__ if name != "texts"
+    }
     return values | {"hit_rate": outcome.hit_rate}
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers.contestant import Failure, Process, Team, started
 from benchmarks.peers.cpu import ForeignCpu, wait_for_quiet
+from benchmarks.peers.result import Result
 from benchmarks.peers.workloads import WARM_UP, Workload, build
 
-__all__ = ["Plan", "Result", "contest"]
+__all__ = ["Plan", "contest"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Plan:
         budget_s: no further run of one workload begins that would not fit in that.
         quiet_s: how long to wait before each run for other processes to leave the cores.
         most_foreign: CPUs that others may use before a run counts as disturbed.
+        warm_up: the letter of the workload to warm up with; empty for the measured one.
     """
 
     workloads: str
@@ -34,49 +35,7 @@ class Plan:
     budget_s: float
     quiet_s: float
     most_foreign: float
-
-
-@dataclass
-class Result:
-    """What one contestant did on one workload.
-
-    Args:
-        team: its name.
-        version: of the library.
-        dtype: of weights and cache.
-        workload: the letter.
-        walls_s: seconds of each run.
-        foreign_cpus: CPUs that others used during each run.
-        output_tokens: of one run.
-        outputs: token ids of the first run.
-        ttft_s: seconds to the first token of each run, where it can be told.
-        phases: where the time of the last run went, if it was asked for.
-        error: why there is no figure.
-    """
-
-    team: str
-    version: str
-    dtype: str
-    workload: str
-    walls_s: list[float] = field(default_factory=list)
-    foreign_cpus: list[float | None] = field(default_factory=list)
-    output_tokens: int = 0
-    outputs: list[list[int]] = field(default_factory=list)
-    ttft_s: list[float] = field(default_factory=list)
-    phases: dict[str, float] = field(default_factory=dict)
-    error: str | None = None
-
-    @property
-    def rate(self) -> float | None:
-        """Output tokens a second, by the median of the runs."""
-        if self.error is not None or not self.walls_s:
-            return None
-        return self.output_tokens / statistics.median(self.walls_s)
-
-    def disturbed(self, most: float) -> bool:
-        """Whether others used more than that many CPUs in the median run."""
-        known = [cpus for cpus in self.foreign_cpus if cpus is not None]
-        return bool(known) and statistics.median(known) > most
+    warm_up: str = ""
 
 
 def contest(
@@ -133,7 +92,7 @@ class _Match:
 
     def play(self, profile: bool) -> list[Result]:
         for worker, result in self._sides:
-            self._try(worker, result, WARM_UP)
+            self._warm_up(worker, result)
         for repetition in range(self._plan.runs):
             # who begins changes, so that nobody always runs after the same other
             first = repetition % max(1, len(self._sides))
@@ -144,32 +103,47 @@ class _Match:
             for worker, result in self._sides:
                 if result.error is None:
                     result.phases = worker.run(self._workload, self._plan.runs, True)["phases"]
-        return [result for _, result in self._sides]
+        results = [result for _, result in self._sides]
+        for result in results:
+            pairs = zip(results[0].outputs, result.outputs, strict=False)
+            if results[0].outputs and result.outputs:
+                result.same = sum(mine == other for mine, other in pairs)
+        return results
 
     def _fits(self, result: Result) -> bool:
         spent = sum(result.walls_s)
         return not result.walls_s or spent + spent / len(result.walls_s) <= self._plan.budget_s
 
+    def _said(self, result: Result) -> str:
+        return f"{result.team} {result.dtype} {self._workload}"
+
+    def _warm_up(self, worker: Process, result: Result) -> None:
+        try:
+            run = worker.run(self._plan.warm_up or self._workload, WARM_UP)
+        except Failure as failure:
+            self._fail(result, failure)
+        else:
+            self._note(f"{self._said(result)}: warm-up {run['wall_s']:.2f} s")
+
+    def _fail(self, result: Result, failure: Failure) -> None:
+        result.error = str(failure)
+        self._note(f"{self._said(result)}: {failure}")
+
     def _try(self, worker: Process, result: Result, repetition: int) -> None:
         workload = build(self._workload, repetition)
-        said = f"{result.team} {result.dtype} {self._workload}"
         try:
-            if repetition != WARM_UP:
-                wait_for_quiet(self._plan.quiet_s, self._pids, self._plan.most_foreign)
+            wait_for_quiet(self._plan.quiet_s, self._pids, self._plan.most_foreign)
             with ForeignCpu(self._pids) as watch:
                 run = worker.run(self._workload, repetition)
             _check(workload, run["outputs"])
         except Failure as failure:
-            result.error = str(failure)
-            self._note(f"{said}: {failure}")
+            self._fail(result, failure)
             return
-        if repetition == WARM_UP:
-            self._note(f"{said}: warm-up {run['wall_s']:.2f} s")
-            return
-        self._note(f"{said}: {run['wall_s']:.2f} s, others {watch.cpus or 0.0:.2f} CPUs")
+        said = f"{run['wall_s']:.2f} s, others {watch.cpus or 0.0:.2f} CPUs"
+        self._note(f"{self._said(result)}: {said}")
         result.walls_s.append(run["wall_s"])
         result.foreign_cpus.append(watch.cpus)
-        result.output_tokens = workload.output_tokens
+        result.output_tokens, result.requests = workload.output_tokens, len(workload.asks)
         if run["ttft_s"] is not None:
             result.ttft_s.append(run["ttft_s"])
         if repetition == 0:

@@ -60,7 +60,12 @@ def _model(kind: _Kind, model: Path, folder: Path) -> str | None:
 
 
 def find_teams(
-    asked: Sequence[str], given: dict[str, Path], folder: Path | None, model: Path
+    asked: Sequence[str],
+    given: dict[str, Path],
+    folder: Path | None,
+    model: Path,
+    *,
+    also_here: bool = False,
 ) -> Iterable[Team | str]:
     """The peers that can be measured, and a sentence for each of those that cannot.
 
@@ -69,9 +74,11 @@ def find_teams(
         given: interpreters by the name of the peer.
         folder: with virtual environments, each of which may serve one or several peers.
         model: folder of the model.
+        also_here: look in the environment of this process too.
     """
     pythons = sorted(folder.glob("*/bin/python")) if folder is not None else []
-    pythons.append(Path(sys.executable))
+    if also_here:
+        pythons.append(Path(sys.executable))
     packages = {python: _packages(python) for python in pythons} if asked else {}
     for name in asked:
         kind = PEERS[name]

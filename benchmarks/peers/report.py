@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from benchmarks.peers.contest import Result
 from benchmarks.peers.finding import OURS
+from benchmarks.peers.result import Result
 
-__all__ = ["as_json", "phases", "rates", "ratios", "same_outputs", "shares", "table"]
+__all__ = ["phases", "rates", "ratios", "same_outputs", "shares", "table"]
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -88,34 +87,33 @@ def _ratio(grid: _Grid, ours: str, sides: Iterable[str], workload: str) -> str:
 def same_outputs(results: Sequence[Result]) -> str:
     """How many requests got the same tokens from us and from each peer."""
     grid = _Grid(results)
-    rows = []
-    for side in grid.sides:
-        ours = f"{OURS} {side.rpartition(' ')[2]}"
-        if side != ours:
-            rows.append([side, *(_same(grid, ours, side, name) for name in grid.workloads)])
+    rows = [
+        [side, *(_same(grid.get(side, name)) for name in grid.workloads)]
+        for side in grid.sides
+        if not side.startswith(f"{OURS} ")
+    ]
     return table("same tokens as ours", grid.workloads, rows)
 
 
-def _same(grid: _Grid, ours: str, side: str, workload: str) -> str:
-    mine, other = grid.get(ours, workload), grid.get(side, workload)
-    if mine is None or other is None or not mine.outputs or not other.outputs:
+def _same(result: Result | None) -> str:
+    if result is None or result.same is None:
         return "-"
-    pairs = list(zip(mine.outputs, other.outputs, strict=True))
-    return f"{sum(a == b for a, b in pairs)} of {len(pairs)}"
+    return f"{result.same} of {result.requests}"
 
 
-def shares(results: Sequence[Result], bounds: dict[tuple[str, str], float]) -> str:
+def shares(results: Sequence[Result], bounds: dict[str, float]) -> str:
     """Rates over what the machine allows at most.
 
     Args:
         results: of all teams.
-        bounds: output tokens a second by dtype and workload.
+        bounds: output tokens a second by dtype and workload, as `bfloat16 A`.
     """
     grid = _Grid(results)
     rows = []
     for dtype in dict.fromkeys(result.dtype for result in results):
-        limits = [bounds[dtype, name] for name in grid.workloads]
-        rows.append([f"bound, {dtype}, tokens/s", *(f"{limit:.1f}" for limit in limits)])
+        limits = [bounds.get(f"{dtype} {name}") for name in grid.workloads]
+        shown = (f"{limit:.1f}" if limit is not None else "-" for limit in limits)
+        rows.append([f"bound, {dtype}, tokens/s", *shown])
         for side in grid.sides:
             if side.endswith(f" {dtype}"):
                 each = [grid.rate(side, name) for name in grid.workloads]
@@ -123,8 +121,8 @@ def shares(results: Sequence[Result], bounds: dict[tuple[str, str], float]) -> s
     return table("share of the bound", grid.workloads, rows)
 
 
-def _percent(part: float | None, whole: float) -> str:
-    return f"{part / whole:.0%}" if part is not None else "-"
+def _percent(part: float | None, whole: float | None) -> str:
+    return f"{part / whole:.0%}" if part is not None and whole is not None else "-"
 
 
 def phases(results: Sequence[Result]) -> str:
@@ -133,22 +131,3 @@ def phases(results: Sequence[Result]) -> str:
     names = list(dict.fromkeys(name for result in seen for name in result.phases))
     rows = [[name, *(f"{result.phases.get(name, 0.0):.1%}" for result in seen)] for name in names]
     return table("phase", [f"{result.workload} {result.dtype}" for result in seen], rows)
-
-
-def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The results without the tokens."""
-    return [
-        {
-            "team": result.team,
-            "version": result.version,
-            "dtype": result.dtype,
-            "workload": result.workload,
-            "output_tokens_s": result.rate,
-            "walls_s": result.walls_s,
-            "foreign_cpus": result.foreign_cpus,
-            "ttft_s": result.ttft_s,
-            "phases": result.phases,
-            "error": result.error,
-        }
-        for result in results
-    ]

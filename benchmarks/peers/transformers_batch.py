@@ -14,6 +14,15 @@ from typing import Any
 from benchmarks.peers.worker import Options, Run, serve
 from benchmarks.peers.workloads import Ask, Workload
 
+_WORTH_SHARING = 16
+
+
+def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """How many tokens two prompts begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    shorter = min(len(first), len(second))
+    return next((index for index, (one, other) in pairs if one != other), shorter)
+
 
 class TransformersBatch:
     def __init__(self, options: Options) -> None:
@@ -59,16 +68,12 @@ class TransformersBatch:
 
     def _prefix(self, stage: tuple[Ask, ...]) -> Any:
         """The cache of the prefix that the prompts share, repeated; None if it is short."""
-        common = 0
-        if len(stage) > 1:
-            for column in zip(*(ask.prompt for ask in stage), strict=False):
-                if len(set(column)) > 1:
-                    break
-                common += 1
-        if common < 16:
+        first = stage[0].prompt
+        common = min((_common(first, ask.prompt) for ask in stage[1:]), default=0)
+        if common < _WORTH_SHARING:
             return None
         cache = self._library.DynamicCache(config=self._model.config)
-        ids = self._torch.tensor([stage[0].prompt[:common]])
+        ids = self._torch.tensor([first[:common]])
         self._model(ids, past_key_values=cache, logits_to_keep=1)
         cache.batch_repeat_interleave(len(stage))
         return cache

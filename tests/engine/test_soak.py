@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"page_size": 1, "chunked_prefill_size": 33, "disable_radix_cache": True},
 ]
 Known = dict[Request, tuple[int, ...]]
+Act = Callable[[Mix, random.Random], Coroutine[Any, Any, str]]
 
 
 def resident_mib() -> float:
@@ -85,7 +86,7 @@ class Crowd:
     async def client(self, chance: random.Random, visits: int) -> None:
         """One after another, requests of any kind."""
         mix = Mix(chance, CAPACITY // 2)
-        acts = [self.ask, self.ask, self.siblings, self.leave, self.cancel, self.abort]
+        acts: list[Act] = [self.ask, self.ask, self.siblings, self.leave, self.cancel, self.abort]
         acts += [self.check_known, self.check_known, self.score, self.refuse]
         for _ in range(visits):
             act = chance.choice(acts)
