@@ -4,9 +4,8 @@
 
 `FOLDER` (or `ASYNCSGL_PEERS`) holds virtual environments with vLLM, OpenVINO GenAI or
 transformers; `--peer vllm=PYTHON` names an interpreter, and `--only transformers` takes the one
-that this runs in, too. Peers that are not there are left out,
-and said to be. Every contestant is a process of its own, loaded once and idle while another one
-runs. Greedy, the end of sequence ignored, token ids in and out: each run makes exactly as many
+that this runs in, too. Peers that are not there are left out, and said to be. Every contestant
+is a process of its own, loaded once and idle while another one runs. Greedy, the end of sequence ignored, token ids in and out: each run makes exactly as many
 tokens as asked for. The time is that from handing over the first request to the end of the last;
 a warm-up of the whole workload comes before. Medians of the runs.
 """
