@@ -37,7 +37,7 @@ from .retry import retry_after
 from .sdk_errors import no_secrets
 from .sent_ahead import SentAhead
 from .settings import Settings
-from .stainless import make_client, sdk_error
+from .stainless import as_it_is, make_client, sdk_error
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -171,7 +171,8 @@ class Anthropic(ProviderBackend):
     def _body(self, call: Call) -> dict[str, Any]:
         cached = self._cache and size_of(call.messages) >= CACHED_CHARACTERS
         body = message_body(call, self.model_name, self.name, cached=cached)
-        return {**body, "timeout": self.settings.timeout, **self._request_args}
+        body = {**body, "timeout": self.settings.timeout, **self._request_args}
+        return as_it_is(body, model=self.model_name, max_tokens=body["max_tokens"], messages=())
 
     @asynccontextmanager
     async def _in_turn(self, call: Call) -> AsyncGenerator[Callable[[], None] | None, None]:

@@ -82,7 +82,7 @@ def message_body(call: Call, model: str, backend: str, *, cached: bool) -> dict[
         if (value := getattr(call.sampling, name)) is not None
     }
     if sampling:
-        body["extra_body"] = sampling
+        body |= sampling
         body["extra_headers"] = {"anthropic-version": _SAMPLING_VERSION}
     return body
 

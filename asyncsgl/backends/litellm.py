@@ -26,6 +26,7 @@ from ..lang.chat_template import ChatTemplate
 from ..types import Delta, Generation, GenRequest, Scores
 from .calls import Call, Piece, Reply
 from .http_errors import error_of_status
+from .limits import MAX_ADAPTIVE
 from .openai_models import Learned
 from .openai_models import profile_of as openai_profile
 from .openai_wire import (
@@ -44,11 +45,13 @@ from .settings import Settings
 
 __all__ = ["LiteLLM"]
 
-_QUIET = {
+_ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+    "AIOHTTP_CONNECTOR_LIMIT": str(MAX_ADAPTIVE),
+    "AIOHTTP_CONNECTOR_LIMIT_PER_HOST": str(MAX_ADAPTIVE),
 }
-"""Keeps the import from the network."""
+"""Read once, by the import: keeps it from the network, and allows as many connections as calls."""
 _FIELDS = {
     "temperature": ("temperature",),
     "top_p": ("top_p",),
@@ -230,14 +233,26 @@ class LiteLLM(ProviderBackend):
                 if parameter not in listed:
                     self._unknown |= set(fields)
             self._structured = "response_format" in listed
-        if self.model_name in litellm.model_cost:
-            self._images = bool(litellm.supports_vision(model=self.model_name))
-            schemas = litellm.supports_response_schema(model=self.model_name)
+        entry = _entry(litellm.model_cost, self.model_name)
+        if entry is not None:
+            self._images = bool(entry.get("supports_vision"))
+            schemas = entry.get("supports_response_schema")
             self._structured = self._structured and bool(schemas)
 
     def translated(self, error: Exception) -> BackendError | None:
         """The error of asyncsgl for one of LiteLLM's; None if it is none of its."""
         return translated(error, self.name)
+
+
+def _entry(table: Mapping[str, Any], model: str) -> Mapping[str, Any] | None:
+    """What LiteLLM's table says of ``model``, which it may list without the provider's name."""
+    provider, _, rest = model.partition("/")
+    found: Mapping[str, Any] | None = table.get(model)
+    if found is None and rest in table:
+        listed: Mapping[str, Any] = table[rest]
+        if str(listed.get("litellm_provider", "")).startswith(provider):
+            return listed
+    return found
 
 
 def _priced_as(params: Mapping[str, Any], provider: str) -> str:
@@ -261,7 +276,7 @@ def _check_release() -> None:
 
 def _import() -> Any:
     _check_release()
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     litellm: Any = import_module("litellm")
     litellm.suppress_debug_info = True

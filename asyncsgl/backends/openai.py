@@ -48,7 +48,7 @@ from .provider import ProviderBackend
 from .retry import retry_after
 from .sdk_errors import no_secrets
 from .settings import Settings
-from .stainless import make_client, sdk_error
+from .stainless import as_it_is, make_client, sdk_error
 from .token_walk import Tokenizer, TokenWalk, known_tokenizer
 
 if TYPE_CHECKING:
@@ -166,41 +166,44 @@ class OpenAI(ProviderBackend):
         """One call without streaming."""
         client = await self._clients.get()
         with self.translating():
-            if not self._chat:
-                body = {**completion_body(call, self.model_name), **self._request_args}
-                return completion_reply(await client.completions.create(**body), self.name)
-            return chat_reply(await client.chat.completions.create(**self._body(call)), self.name)
+            if self._chat:
+                body = self._body(call)
+                return chat_reply(await client.chat.completions.create(**body), self.name)
+            return completion_reply(await client.completions.create(**self._body(call)), self.name)
 
     async def pieces(self, call: Call) -> AsyncGenerator[Piece, None]:
         """One call, streamed."""
         client = await self._clients.get()
-        options: dict[str, Any] = {"stream": True}
-        if "stream_options" not in self._learned.wire:
-            options["stream_options"] = {"include_usage": True}
-            if self._account.hosted and self._chat:
-                options["stream_options"]["include_obfuscation"] = False
+        body = self._body(call, streamed=True)
         with self.translating():
             if self._chat:
-                chunks: Any = await client.chat.completions.create(**self._body(call), **options)
+                chunks: Any = await client.chat.completions.create(**body, stream=True)
                 split: Callable[[Any], Iterator[Piece]] = chat_pieces
             else:
-                body = {**completion_body(call, self.model_name), **self._request_args}
-                chunks = await client.completions.create(**body, **options)
+                chunks = await client.completions.create(**body, stream=True)
                 split = completion_pieces
             async with chunks:
                 async for chunk in chunks:
                     for piece in split(chunk):
                         yield piece
 
-    def _body(self, call: Call) -> dict[str, Any]:
-        limit = self._learned.limit_name or (
-            "max_completion_tokens" if self._reasons else "max_tokens"
-        )
-        system = "developer" if self._reasons and self._account.hosted else "system"
-        body = chat_body(call, self.model_name, self.name, limit_name=limit, system=system)
-        if self._effort is not None:
-            body["reasoning_effort"] = self._effort
-        return {**body, **self._request_args}
+    def _body(self, call: Call, *, streamed: bool = False) -> dict[str, Any]:
+        if self._chat:
+            limit = self._learned.limit_name or (
+                "max_completion_tokens" if self._reasons else "max_tokens"
+            )
+            system = "developer" if self._reasons and self._account.hosted else "system"
+            body = chat_body(call, self.model_name, self.name, limit_name=limit, system=system)
+            if self._effort is not None:
+                body["reasoning_effort"] = self._effort
+        else:
+            body = completion_body(call, self.model_name)
+        if streamed and "stream_options" not in self._learned.wire:
+            body["stream_options"] = {"include_usage": True}
+            if self._account.hosted and self._chat:
+                body["stream_options"]["include_obfuscation"] = False
+        prompt = {"messages": ()} if self._chat else {"prompt": ""}
+        return as_it_is({**body, **self._request_args}, model=self.model_name, **prompt)
 
     # -- select ------------------------------------------------------------------------------
 

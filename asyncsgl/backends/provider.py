@@ -29,6 +29,7 @@ from .limits import Limiter, limiter_for
 from .planning import Plan, Profile, plan_call, stripped
 from .reasking import formed
 from .retry import SYSTEM_CLOCK, Clock, RetryPolicy, secret_id
+from .sdk_errors import hide
 from .settings import Settings
 from .shown import Shown
 
@@ -248,6 +249,8 @@ class ProviderBackend(Backend):
             mine = self.translated(error)
             if mine is None:
                 raise
+            if self._key:
+                hide(self._key, mine)
             raise mine from error
 
     # -- planning ------------------------------------------------------------------------------

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 
 from ..errors import BackendConnectionError, BackendError, BackendTimeout
 
-__all__ = ["failed_to_connect", "no_secrets", "timed_out", "transport_error"]
+__all__ = ["failed_to_connect", "hide", "no_secrets", "timed_out", "transport_error"]
 
 _SHOWN = 1000
+_SECRET = re.compile(
+    r"""
+    (?<![\w-]) (?:
+        (?: sk | pk | rk | gsk | xai | pplx | hf | csk | tgp | nvapi ) [-_] [\w-]{8,}
+      | AIza [\w-]{8,}
+      | ya29\. [\w.-]{8,}
+      | eyJ [\w-]{8,} (?: \. [\w-]+ )*
+      | [0-9A-Fa-f]{32,}
+      | [A-Za-z0-9]{80,}
+    )
+    | (?<= Bearer\ ) [^\s'",]+
+    | (?<= [?&]key= ) [^\s&'"]+
+    """,
+    re.VERBOSE,
+)
+"""Keys as providers make them, hexadecimal and long ones as Azure's, and what stands for one."""
 
 
 def transport_error(error: Exception, backend: str) -> BackendError | None:
@@ -64,9 +81,13 @@ def _is(error: BaseException, name: str, *modules: str) -> bool:
 
 
 def no_secrets(text: str) -> str:
-    """``text``, shortened, without what looks like a key."""
-    words = [
-        "***" if len(word) > 12 and word.lstrip("\"'(").startswith(("sk-", "Bearer")) else word
-        for word in text[:_SHOWN].split(" ")
-    ]
-    return " ".join(words) + ("…" if len(text) > _SHOWN else "")
+    """``text``, shortened, without what looks like a key, a token or a password."""
+    shown = _SECRET.sub("***", text[:_SHOWN])
+    return shown + ("…" if len(text) > _SHOWN else "")
+
+
+def hide(secret: str, error: BackendError) -> None:
+    """Take ``secret`` out of what ``error`` says: services like to repeat a key that is wrong."""
+    if secret in str(error):
+        error.args = (str(error).replace(secret, "***"),)
+        error.message = error.message.replace(secret, "***")

@@ -258,7 +258,7 @@ async def test_the_system_message_is_the_developers_on_hosted_reasoning_models()
             "gen-1",
         )
     )
-    assert backend._body(plan.call)["messages"][0]["role"] == "developer"
+    assert backend._body(plan.call)["extra_body"]["messages"][0]["role"] == "developer"
 
 
 def sgl_message(role: Any, text: str) -> Any:
@@ -438,9 +438,18 @@ async def test_what_is_not_known_is_not_sent_as_a_client_setting(fake: FakeOpenA
 
 
 async def test_more_arguments_go_with_each_call(fake: FakeOpenAI) -> None:
-    async with at(fake, request_args={"service_tier": "flex"}) as backend:
+    more = {
+        "service_tier": "flex",
+        "extra_headers": {"x-mine": "yes"},
+        "extra_body": {"seed": 7},
+        "timeout": 5.0,
+    }
+    async with at(fake, request_args=more) as backend:
         await ask.run(backend=backend)
-    assert fake.bodies[0]["service_tier"] == "flex"
+    body = fake.bodies[0]
+    assert (body["service_tier"], body["seed"]) == ("flex", 7)
+    assert fake.seen[0].headers["x-mine"] == "yes"
+    assert not {"extra_headers", "extra_body", "timeout"} & set(body)
 
 
 def test_settings_are_checked_when_it_is_made() -> None:
