@@ -337,13 +337,24 @@ class GenRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens counted over one or more calls."""
+    """Tokens counted over one or more calls.
+
+    Args:
+        prompt_tokens: of the prompts, those from a cache and those written to one included.
+        completion_tokens: of the answers, the reasoning before them included.
+        cached_tokens: those of the prompts that came from a cache.
+        reasoning_tokens: those of the answers that were reasoning.
+        requests: calls.
+        cache_write_tokens: those of the prompts that were written to a cache, where the
+            provider says so: some charge more for them.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     requests: int = 0
+    cache_write_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -359,6 +370,7 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
             self.requests + other.requests,
+            self.cache_write_tokens + other.cache_write_tokens,
         )
 
 

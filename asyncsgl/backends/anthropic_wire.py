@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedFeature
@@ -147,7 +148,12 @@ def _usage(usage: Any) -> Usage:
     details = getattr(usage, "output_tokens_details", None)
     thought = getattr(details, "thinking_tokens", None) or 0
     return Usage(
-        (usage.input_tokens or 0) + written + read, usage.output_tokens or 0, read, thought, 1
+        (usage.input_tokens or 0) + written + read,
+        usage.output_tokens or 0,
+        read,
+        thought,
+        1,
+        written,
     )
 
 
@@ -234,12 +240,8 @@ class Pieces:
         if self._usage is None or last.input_tokens is not None:
             self._usage = _usage(last)
             return
-        begun = self._usage
         details = getattr(last, "output_tokens_details", None)
-        self._usage = Usage(
-            begun.prompt_tokens,
-            last.output_tokens,
-            begun.cached_tokens,
-            getattr(details, "thinking_tokens", None) or begun.reasoning_tokens,
-            1,
+        thought = getattr(details, "thinking_tokens", None) or self._usage.reasoning_tokens
+        self._usage = replace(
+            self._usage, completion_tokens=last.output_tokens, reasoning_tokens=thought
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import BudgetExceeded, InvalidArgument
 from ..types import Usage
@@ -39,6 +39,9 @@ def known_price(provider: str, model: str) -> Price | None:
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
             cache_read_tokens=min(usage.cached_tokens, usage.prompt_tokens),
+            cache_write_tokens=min(
+                usage.cache_write_tokens, max(0, usage.prompt_tokens - usage.cached_tokens)
+            ),
         )
         if "://" in provider:
             found = genai_prices.calc_price(priced, model_ref=model, provider_api_url=provider)
@@ -53,17 +56,20 @@ def known_price(provider: str, model: str) -> Price | None:
 
 
 def _straight(price: Price) -> Price:
-    """The same price, by three factors for short prompts: the table takes long for each call."""
+    """The same price, by a factor for each kind of token for short prompts: the table takes long for each call."""
     size = 1000
     prompt, answer = price(Usage(size)) / size, price(Usage(0, size)) / size
     cached = price(Usage(size, 0, size)) / size
+    written = price(Usage(size, cache_write_tokens=size)) / size
 
     def quick(usage: Usage) -> float:
         if usage.prompt_tokens > _TIERS_FROM:
             return price(usage)
         read = min(usage.cached_tokens, usage.prompt_tokens)
-        fresh = usage.prompt_tokens - read
-        return fresh * prompt + read * cached + usage.completion_tokens * answer
+        write = min(usage.cache_write_tokens, usage.prompt_tokens - read)
+        fresh = usage.prompt_tokens - read - write
+        prompts = fresh * prompt + read * cached + write * written
+        return prompts + usage.completion_tokens * answer
 
     return quick
 
@@ -156,7 +162,8 @@ class Budget:
         """
         if not self.bounded:
             return _FREE
-        cost = self._price(most) if self._price is not None else 0.0
+        written = replace(most, cache_write_tokens=most.prompt_tokens)  # that may cost more
+        cost = max(map(self._price, (most, written))) if self._price is not None else 0.0
         with self._lock:
             self._check(most.total_tokens, cost)
             self._held_tokens += most.total_tokens

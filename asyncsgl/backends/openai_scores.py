@@ -144,5 +144,6 @@ def decision_scores(found: Decision, choices: Sequence[str], backend: str) -> Sc
             used.input_tokens_details.cached_tokens,
             used.output_tokens_details.reasoning_tokens,
             1,
+            used.input_tokens_details.cache_write_tokens,
         ),
     )

@@ -147,9 +147,10 @@ def usage_of(usage: CompletionUsage | None) -> Usage | None:
     return Usage(
         usage.prompt_tokens,
         usage.completion_tokens,
-        (prompt.cached_tokens or 0) if prompt is not None else 0,
-        (answer.reasoning_tokens or 0) if answer is not None else 0,
+        getattr(prompt, "cached_tokens", None) or 0,
+        getattr(answer, "reasoning_tokens", None) or 0,
         1,
+        getattr(prompt, "cache_write_tokens", None) or 0,
     )
 
 

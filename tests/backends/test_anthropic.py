@@ -207,6 +207,8 @@ async def test_the_branches_of_a_fork_share_what_the_first_has_cached(
     assert isinstance(metas, list)
     assert sum(meta.cached_tokens == 0 for meta in metas if isinstance(meta, sgl.Meta)) == 1
     assert state.usage.cached_tokens > 3 * 1000
+    assert state.usage.cache_write_tokens * 3 == state.usage.cached_tokens
+    assert state.usage.prompt_tokens > 4 * state.usage.cache_write_tokens
     marked = fake.bodies[0]["messages"][1]["content"][-1]
     assert marked["cache_control"] == {"type": "ephemeral"}
     async with at(fake, cache=False) as backend:

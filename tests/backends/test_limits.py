@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
-from collections import deque
 from collections.abc import Callable
 
 import pytest
 
-from asyncsgl.backends.budget import Budget, price_per_million
-from asyncsgl.backends.limits import Limiter, limiter_for
-from asyncsgl.backends.retry import Clock, RetryPolicy, retried
+from asyncsgl.backends.budget import Budget, known_price, price_per_million
+from asyncsgl.backends.limits import Limiter
+from asyncsgl.backends.retry import RetryPolicy, retried
 from asyncsgl.errors import BudgetExceeded, InvalidArgument, OverloadedError, RateLimitError
 from asyncsgl.types import Usage
+from tests.fakes.quota import JumpingTime, Quota
 
 pytestmark = pytest.mark.anyio
-
-
-class JumpingTime:
-    """A clock for many tasks: when nothing else can run, it jumps to the next who wakes."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._count = itertools.count()
-        self.clock = Clock(lambda: self.now, self.sleep, lambda: 0.5, lambda: self.now)
-
-    async def sleep(self, seconds: float) -> None:
-        future = asyncio.get_running_loop().create_future()
-        entry = (self.now + seconds, next(self._count), future)
-        heapq.heappush(self._sleepers, entry)
-        await future
-
-    async def run(self, main: asyncio.Task[None]) -> None:
-        """Jump until ``main`` is done."""
-        while not main.done():
-            for _ in range(20):
-                await asyncio.sleep(0)
-            while self._sleepers and self._sleepers[0][2].done():
-                heapq.heappop(self._sleepers)
-            if self._sleepers and not main.done():
-                self.now, _, future = heapq.heappop(self._sleepers)
-                future.set_result(None)
-        await main
 
 
 class Service:
@@ -52,22 +22,13 @@ class Service:
 
     def __init__(self, time: JumpingTime, rpm: int, tpm: int, latency: float = 0.2) -> None:
         self.time = time
-        self.rpm = rpm
-        self.tpm = tpm
         self.latency = latency
-        self.log: deque[tuple[float, int]] = deque()
-        self.refused: list[float] = []
+        self.quota = Quota(rpm, tpm, lambda: time.now)
         self.done: list[float] = []
 
     async def call(self, tokens: int) -> Usage:
-        now = self.time.now
-        while self.log and self.log[0][0] <= now - 60:
-            self.log.popleft()
-        used = sum(size for _, size in self.log)
-        if len(self.log) >= self.rpm or used + tokens > self.tpm:
-            self.refused.append(now)
-            raise RateLimitError("too many", retry_after=self.log[0][0] + 60 - now)
-        self.log.append((now, tokens))
+        if seconds := self.quota.take(tokens):
+            raise RateLimitError("too many", retry_after=seconds)
         await self.time.sleep(self.latency)
         self.done.append(self.time.now)
         return Usage(tokens // 2, tokens - tokens // 2, requests=1)
@@ -98,7 +59,7 @@ async def test_the_allowance_is_used_and_not_exceeded() -> None:
     sizes = [60, 80, 90, 100, 120]  # 90 tokens on average: requests are the bound
     task = asyncio.create_task(work(time, service, limiter, 2400, lambda n: sizes[n % 5]))
     await time.run(task)
-    assert service.refused == []
+    assert service.quota.refused == []
     assert 2400 / (service.done[-1] / 60) >= 0.95 * 600
     assert limiter.running == limiter.waiting == 0
 
@@ -110,37 +71,21 @@ async def test_tokens_can_be_the_bound() -> None:
     limiter = Limiter(rpm=6000, tpm=60_000, clock=time.clock)
     task = asyncio.create_task(work(time, service, limiter, 1200, lambda _: 200))
     await time.run(task)
-    assert service.refused == [], "what was underestimated is made up for"
+    assert service.quota.refused == [], "what was underestimated is made up for"
     used = 1200 * 200 / (service.done[-1] / 60)
     assert used >= 0.95 * 60_000
-
-
-@pytest.mark.timeout(60)
-async def test_five_programs_share_one_key() -> None:
-    time = JumpingTime()
-    service = Service(time, rpm=600, tpm=60_000)
-    limiters = [limiter_for("shared", "key", "model", rpm=600) for _ in range(5)]
-    assert len(set(map(id, limiters))) == 1
-    one = Limiter(rpm=600, tpm=60_000, clock=time.clock)
-
-    async def programs() -> None:
-        await asyncio.gather(*[work(time, service, one, 300, lambda _: 90) for _ in range(5)])
-
-    await time.run(asyncio.create_task(programs()))
-    assert service.refused == []
-    assert 1500 / (service.done[-1] / 60) >= 0.95 * 600
 
 
 @pytest.mark.timeout(60)
 async def test_nothing_is_refused_after_the_first_cooldown() -> None:
     time = JumpingTime()
     service = Service(time, rpm=600, tpm=60_000)
-    service.log.extend([(0.0, 10)] * 550)  # somebody else has used the key
+    service.quota.use(550, 10)  # somebody else has used the key
     limiter = Limiter(rpm=600, tpm=60_000, clock=time.clock)
     task = asyncio.create_task(work(time, service, limiter, 900, lambda _: 60))
     await time.run(task)
-    assert service.refused
-    assert max(service.refused) - min(service.refused) <= service.latency
+    assert service.quota.refused
+    assert max(service.quota.refused) - min(service.quota.refused) <= service.latency
 
 
 async def test_first_come_first_served() -> None:
@@ -279,6 +224,35 @@ async def test_a_budget_of_tokens() -> None:
     with pytest.raises(BudgetExceeded, match="max_tokens_total"):
         budget.hold(Usage(10, 20))
     assert budget.cost is None, "an unknown price is not nothing"
+
+
+@pytest.mark.parametrize("prompt", [1000, 300_000])
+def test_prices_are_those_of_the_table_for_each_kind_of_token(prompt: int) -> None:
+    genai_prices = pytest.importorskip("genai_prices")
+    price = known_price("anthropic", "claude-sonnet-5")
+    assert price is not None
+    usage = Usage(prompt, 200, cached_tokens=prompt // 2, cache_write_tokens=prompt // 4)
+    table = genai_prices.calc_price(
+        genai_prices.Usage(
+            input_tokens=prompt,
+            output_tokens=200,
+            cache_read_tokens=prompt // 2,
+            cache_write_tokens=prompt // 4,
+        ),
+        model_ref="claude-sonnet-5",
+        provider_id="anthropic",
+    )
+    assert price(usage) == pytest.approx(float(table.total_price))
+    assert price(Usage(prompt, cache_write_tokens=prompt)) > price(Usage(prompt))
+
+
+async def test_writing_to_a_cache_is_set_aside_for() -> None:
+    price = known_price("anthropic", "claude-sonnet-5")
+    if price is None:
+        pytest.skip("genai-prices is not installed")
+    budget = Budget(price, lambda: None, 1.1 * price(Usage(1000)), None)
+    with pytest.raises(BudgetExceeded):
+        budget.hold(Usage(1000))
 
 
 async def test_a_bound_on_the_cost_needs_a_price() -> None:

@@ -26,6 +26,8 @@ async def at(request: pytest.FixtureRequest) -> AsyncGenerator[Harness, None]:
     if subject.missing:
         pytest.skip(f"{subject.missing} is not installed")
     async with subject.open() as opened:
+        if not hasattr(opened.backend, "settings"):
+            pytest.skip("is no provider's")
         yield opened
 
 

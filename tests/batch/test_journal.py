@@ -81,6 +81,7 @@ async def test_a_line_is_there_as_soon_as_it_is_told(out: Path) -> None:
                     "cached_tokens": 1,
                     "reasoning_tokens": 0,
                     "requests": 1,
+                    "cache_write_tokens": 0,
                 },
                 "error": None,
                 "settings": SETTINGS,

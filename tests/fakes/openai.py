@@ -131,6 +131,7 @@ class FakeOpenAI(FakeService):
         ]
         prompt = sum(len(tokens_of(_text_of(message))) for message in body["messages"])
         usage = _usage(prompt, written, _reasoning_tokens(body["model"]))
+        self.charge(usage["total_tokens"])
         if body.get("stream"):
             return await self.stream(request, self._chat_events(body, written, usage), fault)
         return web.json_response(self._chat_reply(body, written, usage))

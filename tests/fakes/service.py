@@ -15,6 +15,8 @@ from typing import Any, Literal, Self
 import jsonschema
 from aiohttp import web
 
+from .quota import Quota
+
 FaultKind = Literal[
     "status", "html", "slow", "stall", "disconnect", "truncate", "bad_json", "no_answer"
 ]
@@ -59,10 +61,13 @@ class Seen:
 class Refused(Exception):
     """The service refuses a request."""
 
-    def __init__(self, status: int, message: str, **details: Any) -> None:
+    def __init__(
+        self, status: int, message: str, headers: dict[str, str] | None = None, **details: Any
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.headers = headers
         self.details = details
 
 
@@ -131,6 +136,8 @@ class FakeService:
         reasoning: what the model thinks before it answers.
         refusal_text: what it says instead of an answer.
         filtered: answers are withheld for their content.
+        quota: what is allowed in a minute, by a clock whose seconds are ``tick`` long.
+        tick: real seconds.
     """
 
     def __init__(self, answers: Answers = "Hello world") -> None:
@@ -146,6 +153,8 @@ class FakeService:
         self.reasoning = ""
         self.refusal_text = ""
         self.filtered = False
+        self.quota: Quota | None = None
+        self.tick = 1.0
         self.crashed: Exception | None = None
         self.url = ""
         self._runner: web.AppRunner | None = None
@@ -195,6 +204,12 @@ class FakeService:
             return self.answers.pop(0)
         return self.answers(body)
 
+    def charge(self, tokens: int) -> None:
+        """Count a request with so many tokens, prompt and answer together, or refuse it."""
+        if self.quota is not None and (seconds := self.quota.take(tokens)):
+            wait = {"retry-after-ms": str(round(seconds * self.tick * 1000, 3))}
+            raise Refused(429, "Rate limit reached", wait, code="rate_limit_exceeded")
+
     async def handle(
         self, request: web.Request, answer: Callable[[web.Request, Seen, Fault | None], Any]
     ) -> web.StreamResponse:
@@ -214,9 +229,8 @@ class FakeService:
             response: web.StreamResponse = await answer(request, seen, fault)
             return response
         except Refused as error:
-            return web.json_response(
-                self.refusal(error.status, error.message, error.details), status=error.status
-            )
+            body = self.refusal(error.status, error.message, error.details)
+            return web.json_response(body, status=error.status, headers=error.headers)
         except (AssertionError, ValueError, LookupError, TypeError) as error:
             self.crashed = error
             raise
