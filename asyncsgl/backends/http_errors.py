@@ -31,6 +31,8 @@ _KINDS: Mapping[int, type[BackendError]] = {
     504: BackendTimeout,
     529: OverloadedError,
 }
+_PASSING = frozenset({409, 425})
+"""Refusals of a request that comes at a bad time: a conflict with another, or too early."""
 _TOO_LONG = ("context length", "context window", "maximum context", "max_req_input_len")
 _SHOWN = 500
 
@@ -53,7 +55,8 @@ def error_of_status(
         seconds: to wait, where the server asks for it.
     """
     kind = _KINDS.get(status or 0, BackendError)
-    if status is not None and kind is BackendError and 400 <= status < 500:
+    refused = status is not None and 400 <= status < 500 and status not in _PASSING
+    if kind is BackendError and refused:
         kind = BadRequestError
     if kind is BadRequestError and any(words in message.lower() for words in _TOO_LONG):
         kind = ContextLengthError

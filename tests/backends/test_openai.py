@@ -337,6 +337,15 @@ async def test_errors_that_only_openai_has(fake: FakeOpenAI) -> None:
         assert len(fake.seen) == 3, "none of them is tried again"
 
 
+@pytest.mark.parametrize("status", [408, 409, 425, 502, 504])
+async def test_what_comes_at_a_bad_time_is_tried_again(fake: FakeOpenAI, status: int) -> None:
+    fake.faults.append(Fault("status", status))
+    async with at(fake) as backend:
+        backend.policy = RetryPolicy(first_delay=0.001)
+        assert (await ask.run(backend=backend))["answer"] == "Hello world"
+    assert len(fake.seen) == 2
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_refusals_are_errors(fake: FakeOpenAI, streamed: bool) -> None:
     fake.refusal_text = "I cannot help with that."
