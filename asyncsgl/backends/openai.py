@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     BackendError,
-    BadRequestError,
     ContentFilterError,
     ContextLengthError,
     MissingDependency,
-    NotFoundError,
-    OutputError,
     UnsupportedFeature,
 )
 from ..lang.chat_template import ChatTemplate
-from ..types import GenRequest, SamplingParams, Scores, Usage
+from ..types import GenRequest
 from .calls import Call, ParameterRejected, Piece, Reply
 from .http_errors import error_of_status
 from .openai_account import Account, Provider
 from .openai_models import Learned, is_completion_model, profile_of
 from .openai_models import is_reasoning_model as reasons_by_name
-from .openai_scores import (
-    MAX_CHOICES,
-    Echoed,
-    NoLogprobs,
-    choice_scores,
-    decision_input,
-    decision_scores,
-)
+from .openai_select import SelectingBackend
 from .openai_wire import (
     MAX_TOP_LOGPROBS,
     chat_body,
@@ -44,23 +34,21 @@ from .openai_wire import (
 )
 from .per_loop import PerLoop
 from .planning import Profile
-from .provider import ProviderBackend
 from .retry import retry_after
 from .sdk_errors import no_secrets
 from .settings import Settings
 from .stainless import as_it_is, make_client, sdk_error
-from .token_walk import Tokenizer, TokenWalk, known_tokenizer
+from .token_walk import Tokenizer
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-    from openai.types import Completion as TextCompletion
 
 __all__ = ["OpenAI"]
 
 _UNSUPPORTED = frozenset({"unsupported_parameter", "unsupported_value"})
 
 
-class OpenAI(ProviderBackend):
+class OpenAI(SelectingBackend):
     """A model of OpenAI, of Azure OpenAI, or of any server with the same API.
 
     Args:
@@ -127,13 +115,13 @@ class OpenAI(ProviderBackend):
             chat_template=chat_template,
         )
         self._account = account
-        self._chat = chat
+        self.chat = chat
         named = reasons_by_name(model_name)
         self._reasons = named if is_reasoning_model is None else is_reasoning_model
         self._effort = reasoning_effort
         self._request_args = dict(request_args or {})
-        self._tokenizer = tokenizer
-        self._learned = Learned()
+        self.tokenizer = tokenizer
+        self.learned = Learned()
         self._profile: Profile | None = None
         self._clients = PerLoop(self._connect, _disconnect)
 
@@ -143,40 +131,40 @@ class OpenAI(ProviderBackend):
         if self._profile is None:
             self._profile = profile_of(
                 self.model_name,
-                chat=self._chat,
+                chat=self.chat,
                 reasoning=self._reasons,
                 effort=self._effort,
-                learned=self._learned,
+                learned=self.learned,
             )
         return self._profile
 
     def learn(self, rejected: ParameterRejected) -> bool:
         """Do without the parameter from now on, where that can be done."""
         self._profile = None
-        return self._learned.take(rejected)
+        return self.learned.take(rejected)
 
     def check(self, request: GenRequest) -> None:
         """Refuse what this model cannot do; see :meth:`Backend.check`."""
         super().check(request)
-        most = MAX_TOP_LOGPROBS if self._chat else 5
+        most = MAX_TOP_LOGPROBS if self.chat else 5
         if (request.sampling.top_logprobs_num or 0) > most:
             raise UnsupportedFeature(self.name, f"top_logprobs_num above {most}", "ask for fewer")
 
     async def ask(self, call: Call) -> Reply:
         """One call without streaming."""
-        client = await self._clients.get()
+        client = await self.client()
         with self.translating():
-            if self._chat:
+            if self.chat:
                 body = self._body(call)
                 return chat_reply(await client.chat.completions.create(**body), self.name)
             return completion_reply(await client.completions.create(**self._body(call)), self.name)
 
     async def pieces(self, call: Call) -> AsyncGenerator[Piece, None]:
         """One call, streamed."""
-        client = await self._clients.get()
+        client = await self.client()
         body = self._body(call, streamed=True)
         with self.translating():
-            if self._chat:
+            if self.chat:
                 chunks: Any = await client.chat.completions.create(**body, stream=True)
                 split: Callable[[Any], Iterator[Piece]] = chat_pieces
             else:
@@ -188,8 +176,8 @@ class OpenAI(ProviderBackend):
                         yield piece
 
     def _body(self, call: Call, *, streamed: bool = False) -> dict[str, Any]:
-        if self._chat:
-            limit = self._learned.limit_name or (
+        if self.chat:
+            limit = self.learned.limit_name or (
                 "max_completion_tokens" if self._reasons else "max_tokens"
             )
             system = "developer" if self._reasons and self._account.hosted else "system"
@@ -198,133 +186,22 @@ class OpenAI(ProviderBackend):
                 body["reasoning_effort"] = self._effort
         else:
             body = completion_body(call, self.model_name)
-        if streamed and "stream_options" not in self._learned.wire:
+        if streamed and "stream_options" not in self.learned.wire:
             body["stream_options"] = {"include_usage": True}
-            if self._account.hosted and self._chat:
+            if self._account.hosted and self.chat:
                 body["stream_options"]["include_obfuscation"] = False
-        prompt = {"messages": ()} if self._chat else {"prompt": ""}
+        prompt = {"messages": ()} if self.chat else {"prompt": ""}
         return as_it_is({**body, **self._request_args}, model=self.model_name, **prompt)
-
-    # -- select ------------------------------------------------------------------------------
-
-    async def score(
-        self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
-    ) -> Scores:
-        """Score the choices where the API can, else let the model choose.
-
-        Completion models score by the logprobs of echoed prompts, or are led token by token;
-        some chat models answer the Decisions API; the others choose by a schema.
-        """
-        self._refuse_closed()
-        if not self._chat:
-            return await self._continued(request, choices, unconditional)
-        if self.capabilities.support("select") == "native" and _can_decide(request, choices):
-            try:
-                return await self._decided(request, choices)
-            except (NotFoundError, _NotThere):  # only OpenAI's newest API has them, and SDK 3
-                self._do_without("decisions")
-        return await self.choose(request, choices)
-
-    def _do_without(self, name: str) -> None:
-        self._learned.do_without(name)
-        self._profile = None
-
-    async def _continued(
-        self, request: GenRequest, choices: Sequence[str], unconditional: bool
-    ) -> Scores:
-        if "echo" not in self._learned.wire:
-            try:
-                return await self._echoed(request, choices, unconditional)
-            except NoLogprobs:
-                self._do_without("echo")
-            except BadRequestError as error:
-                if "echo" not in error.message and "logprobs" not in error.message:
-                    raise
-                self._do_without("echo")
-        if self._tokenizer is None:
-            self._tokenizer = await asyncio.to_thread(known_tokenizer, self.model_name)
-        if self._tokenizer is None:
-            return await self.choose(request, choices)
-        return await self._walked(request, choices, self._tokenizer)
-
-    async def _echoed(
-        self, request: GenRequest, choices: Sequence[str], unconditional: bool
-    ) -> Scores:
-        prompt = request.text or ""
-        prompts = [prompt + choice for choice in choices]
-        if unconditional:
-            prompts += ["\n" + choice for choice in choices]
-
-        async def once() -> Echoed:
-            found = await self._completed(prompt=prompts, max_tokens=0, echo=True, logprobs=1)
-            return choice_scores(found, prompt, choices, unconditional)
-
-        call = Call(request.messages, request.sampling, 0, request.request_id, "".join(prompts))
-        found = await self._gate.answer(call, once)
-        return Scores(found.scores, usage=found.usage)
-
-    async def _walked(
-        self, request: GenRequest, choices: Sequence[str], tokenizer: Tokenizer
-    ) -> Scores:
-        prompt = request.text or ""
-        walk = TokenWalk([prompt + choice for choice in choices], tokenizer)
-        usage = Usage()
-        while (decision := walk.decision) is None:
-            bias = {str(token): 100 for token in walk.options()}
-
-            async def step(bias: Mapping[str, int] = bias) -> Reply:
-                found = await self._completed(
-                    prompt=walk.prefix,
-                    max_tokens=1,
-                    temperature=request.sampling.temperature or 0.0,
-                    logit_bias=bias,
-                )
-                return completion_reply(found, self.name)
-
-            call = Call(request.messages, SamplingParams(), 1, request.request_id, prompt)
-            reply = await self._gate.answer(call, step)
-            usage += reply.usage
-            if not walk.take(reply.completions[0].text):
-                said, allowed = reply.completions[0].text, sorted(walk.options().values())
-                raise OutputError(f"{self.name} went on with {said!r}, which is none of {allowed}")
-        how = "select: token by token, with logit_bias"
-        return Scores(decision=decision, usage=usage, emulated=(how,))
-
-    async def _completed(self, **body: Any) -> TextCompletion:
-        client = await self._clients.get()
-        with self.translating():
-            found: TextCompletion = await client.completions.create(
-                model=self.model_name, **body, **self._request_args
-            )
-            return found
-
-    async def _decided(self, request: GenRequest, choices: Sequence[str]) -> Scores:
-        items, instructions = decision_input(request, self.name)
-        question = {
-            "type": "choice",
-            "instructions": instructions,
-            "choices": [{"value": choice} for choice in choices],
-        }
-
-        async def once() -> Scores:
-            client = await self._clients.get()
-            decisions = getattr(client, "decisions", None)
-            if decisions is None:
-                raise _NotThere
-            with self.translating():
-                found = await decisions.create(
-                    model=self.model_name, input=items, questions=[question]
-                )
-            return decision_scores(found, choices, self.name)
-
-        call = Call(request.messages, request.sampling, 1, request.request_id)
-        return await self._gate.answer(call, once)
 
     # -- the client --------------------------------------------------------------------------
 
     def translated(self, error: Exception) -> BackendError | None:
         """The error of asyncsgl for one of the SDK's; None if it is none of its."""
         return sdk_error(import_module("openai"), error, self.name, _status_error)
+
+    async def client(self) -> AsyncOpenAI:
+        """The SDK's client on the running loop, made at the first call."""
+        return await self._clients.get()
 
     async def _connect(self) -> AsyncOpenAI:
         client: AsyncOpenAI = await asyncio.to_thread(
@@ -340,16 +217,6 @@ class OpenAI(ProviderBackend):
         """Close all connections; closing twice is fine."""
         await super().aclose()
         await self._clients.aclose()
-
-
-class _NotThere(Exception):
-    """The installed SDK has no such API."""
-
-
-def _can_decide(request: GenRequest, choices: Sequence[str]) -> bool:
-    distinct = len(set(choices)) == len(choices)
-    said = all(message.role is not None for message in request.messages)
-    return said and distinct and 2 <= len(choices) <= MAX_CHOICES
 
 
 async def _disconnect(client: AsyncOpenAI) -> None:
