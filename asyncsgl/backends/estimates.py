@@ -32,7 +32,8 @@ class Estimates:
     def most(self, call: Call) -> Usage:
         """The most that the call can cost."""
         prompt = max(self.prompt(call), call.size() // 3)
-        return Usage(prompt, (call.max_tokens or UNSAID_LIMIT) * (call.sampling.n or 1))
+        limit = UNSAID_LIMIT if call.max_tokens is None else call.max_tokens
+        return Usage(prompt, limit * (call.sampling.n or 1))
 
     def likely(self, call: Call, most: Usage) -> float:
         """Tokens that the call is likely to cost, prompt and answer together."""

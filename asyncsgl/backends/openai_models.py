@@ -90,7 +90,7 @@ class Learned:
     Attributes:
         limit_name: the parameter for the most tokens, once one was refused.
         features: sampling fields that the model does not take.
-        wire: other parameters and routes that it has not.
+        wire: other parameters and routes that it has not, and what it needs that is not here.
     """
 
     limit_name: str | None = None

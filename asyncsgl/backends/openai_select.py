@@ -84,11 +84,18 @@ class SelectingBackend(ProviderBackend):
                 if "echo" not in error.message and "logprobs" not in error.message:
                     raise
                 self._do_without("echo")
-        if self.tokenizer is None:
-            self.tokenizer = await asyncio.to_thread(known_tokenizer, self.model_name)
-        if self.tokenizer is None:
+        tokenizer = await self._known_tokenizer()
+        if tokenizer is None:
             return await self.choose(request, choices)
-        return await self._walked(request, choices, self.tokenizer)
+        return await self._walked(request, choices, tokenizer)
+
+    async def _known_tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, looked for once."""
+        if self.tokenizer is None and "tokenizer" not in self.learned.wire:
+            self.tokenizer = await asyncio.to_thread(known_tokenizer, self.model_name)
+            if self.tokenizer is None:
+                self._do_without("tokenizer")
+        return self.tokenizer
 
     async def _echoed(
         self, request: GenRequest, choices: Sequence[str], unconditional: bool

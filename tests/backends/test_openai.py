@@ -229,6 +229,14 @@ async def test_completion_models_that_do_not_echo_are_led_token_by_token(
     assert ["echo" in body for body in fake.bodies] == [True] + [False] * (2 * calls)
 
 
+async def test_scoring_sets_nothing_aside_for_an_answer(fake: FakeOpenAI) -> None:
+    fake.logprob_of = {"no": -0.1, "ASSISTANT:no": -0.1}
+    async with at(fake, "davinci-002", max_tokens_total=300) as backend:
+        state = await choose.run(choices=["yes", "no"], backend=backend)
+        assert state["verdict"] == "no"
+        assert state.usage.completion_tokens == 0
+
+
 async def test_a_token_that_is_none_of_the_choices_is_an_error(fake: FakeOpenAI) -> None:
     letters = Letters()
     fake.vocabulary, fake.echoes = [*letters.vocabulary[:-1], "!"], False
