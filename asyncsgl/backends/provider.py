@@ -35,6 +35,9 @@ from .shown import Shown
 
 __all__ = ["ProviderBackend"]
 
+_PROGRAMS = 1024
+"""Programs at once in a batch whose calls are bounded by what the service bears."""
+
 
 class ProviderBackend(Backend):
     """A provider's model over its API. Subclasses know the wire.
@@ -92,8 +95,9 @@ class ProviderBackend(Backend):
         self._place = place
         self._key = key
         self._fixed = dict(fixed)
-        if isinstance(settings.concurrency, int):
-            self.default_concurrency = settings.concurrency
+        if settings.concurrency is not None:
+            auto = isinstance(settings.concurrency, str)  # the limiter finds the bound then
+            self.default_concurrency = _PROGRAMS if auto else int(settings.concurrency)
         self._closed = False
 
     # -- what a provider defines ------------------------------------------------------------

@@ -477,6 +477,14 @@ async def test_more_arguments_go_with_each_call(fake: FakeOpenAI) -> None:
     assert not {"extra_headers", "extra_body", "timeout"} & set(body)
 
 
+def test_batches_are_as_wide_as_the_calls_that_may_run() -> None:
+    widths = {
+        concurrency: OpenAI("gpt-4", api_key=KEY, concurrency=concurrency).default_concurrency
+        for concurrency in (None, 7, "auto")
+    }
+    assert widths == {None: 64, 7: 7, "auto": 1024}
+
+
 def test_settings_are_checked_when_it_is_made() -> None:
     with pytest.raises(InvalidArgument, match="OPENAI_API_KEY"):
         OpenAI("gpt-4")
