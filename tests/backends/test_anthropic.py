@@ -259,6 +259,19 @@ async def test_when_the_first_of_a_fork_fails_another_goes_ahead(fake: FakeAnthr
     assert sum(isinstance(result, sgl.State) for result in results) == 3
 
 
+@sgl.function
+async def look(s: sgl.ProgramState) -> None:
+    s += sgl.user("What? " + sgl.image("https://example.org/a.png?x=1"))
+    s += sgl.assistant(sgl.gen("answer"))
+
+
+async def test_the_address_of_an_image_is_sent_as_it_is(fake: FakeAnthropic) -> None:
+    async with at(fake) as backend:
+        await look.run(backend=backend)
+    source = fake.bodies[0]["messages"][0]["content"][1]["source"]
+    assert source == {"type": "url", "url": "https://example.org/a.png?x=1"}
+
+
 async def test_errors_that_only_anthropic_has(fake: FakeAnthropic) -> None:
     async with at(fake) as backend:
         fake.context = 1

@@ -462,6 +462,19 @@ async def test_what_is_not_known_is_not_sent_as_a_client_setting(fake: FakeOpenA
             await ask.run(backend=backend)
 
 
+@sgl.function
+async def look(s: sgl.ProgramState) -> None:
+    s += sgl.user("What? " + sgl.image("https://example.org/a.png?x=1"))
+    s += sgl.assistant(sgl.gen("answer"))
+
+
+async def test_the_address_of_an_image_is_sent_as_it_is(fake: FakeOpenAI) -> None:
+    async with at(fake) as backend:
+        await look.run(backend=backend)
+    part = fake.bodies[0]["messages"][0]["content"][1]
+    assert part == {"type": "image_url", "image_url": {"url": "https://example.org/a.png?x=1"}}
+
+
 async def test_more_arguments_go_with_each_call(fake: FakeOpenAI) -> None:
     more = {
         "service_tier": "flex",

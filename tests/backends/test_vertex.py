@@ -94,6 +94,20 @@ async def test_thoughts_are_kept_apart(fake: FakeGemini, streamed: bool) -> None
     assert state.usage.completion_tokens == 7
 
 
+@sgl.function
+async def look(s: sgl.ProgramState) -> None:
+    s += sgl.user("What? " + sgl.image("https://example.org/a.png?x=1"))
+    s += sgl.assistant(sgl.gen("answer"))
+
+
+async def test_the_address_of_an_image_is_sent_with_its_type(fake: FakeGemini) -> None:
+    async with at(fake) as backend:
+        await look.run(backend=backend)
+    data = fake.bodies[0]["contents"][0]["parts"][1]["fileData"]
+    # protobuf's JSON takes both forms of the names
+    assert data == {"file_uri": "https://example.org/a.png?x=1", "mime_type": "image/png"}
+
+
 async def test_errors_that_only_gemini_has(fake: FakeGemini) -> None:
     async with at(fake) as backend:
         fake.context = 0
