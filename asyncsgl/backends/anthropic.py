@@ -132,6 +132,10 @@ class Anthropic(ProviderBackend):
         self._traits = replace(self._traits, **{trait: False})
         return True
 
+    async def prepare(self) -> None:
+        """Make the client; its import takes long."""
+        await self._clients.get()
+
     async def ask(self, call: Call) -> Reply:
         """One call without streaming; one that leads others is streamed, to let them go early."""
         async with self._in_turn(call) as begun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,6 @@ from ..errors import (
     UsageError,
 )
 from ..lang.chat_template import ChatTemplate
-from ..types import Delta, Generation, GenRequest, Scores
 from .calls import Call, Piece, Reply
 from .http_errors import error_of_status
 from .limits import MAX_ADAPTIVE
@@ -163,23 +162,9 @@ class LiteLLM(ProviderBackend):
             dialect=found.dialect if self._structured else None,
         )
 
-    async def generate(self, request: GenRequest) -> Generation:
-        """Answer one request; see :meth:`Backend.generate`."""
+    async def prepare(self) -> None:
+        """Load the library, and read its table."""
         await self._load()
-        return await super().generate(request)
-
-    async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
-        """Answer one request piece by piece; see :meth:`Backend.stream`."""
-        await self._load()
-        async for delta in super().stream(request):
-            yield delta
-
-    async def score(
-        self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
-    ) -> Scores:
-        """Let the model choose among ``choices``."""
-        await self._load()
-        return await super().score(request, choices, unconditional=unconditional)
 
     async def ask(self, call: Call) -> Reply:
         """One call without streaming."""

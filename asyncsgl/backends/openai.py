@@ -150,6 +150,10 @@ class OpenAI(SelectingBackend):
         if (request.sampling.top_logprobs_num or 0) > most:
             raise UnsupportedFeature(self.name, f"top_logprobs_num above {most}", "ask for fewer")
 
+    async def prepare(self) -> None:
+        """Make the client; its import takes long."""
+        await self.client()
+
     async def ask(self, call: Call) -> Reply:
         """One call without streaming."""
         client = await self.client()

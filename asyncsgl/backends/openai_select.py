@@ -59,6 +59,7 @@ class SelectingBackend(ProviderBackend):
         some chat models answer the Decisions API; the others choose by a schema.
         """
         self._refuse_closed()
+        await self.prepare()
         if not self.chat:
             return await self._continued(request, choices, unconditional)
         if self.capabilities.support("select") == "native" and _can_decide(request, choices):

@@ -119,6 +119,11 @@ class ProviderBackend(Backend):
     def translated(self, error: Exception) -> BackendError | None:
         """The error of asyncsgl for one raised around the provider's library; None for others."""
 
+    async def prepare(self) -> None:
+        """Make what calls need. None of them waits for that after it was let through: those
+        that did would go out together, and be more than a minute allows.
+        """
+
     def learn(self, rejected: ParameterRejected) -> bool:  # noqa: ARG002 - for subclasses
         """Change the profile after a rejection; False if nothing can be changed."""
         return False
@@ -167,6 +172,7 @@ class ProviderBackend(Backend):
     async def generate(self, request: GenRequest) -> Generation:
         """Answer one request; see :meth:`Backend.generate`."""
         began = time.perf_counter()
+        await self.prepare()
         while True:
             plan = self._plan(request)
             try:
@@ -178,6 +184,7 @@ class ProviderBackend(Backend):
 
     async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request piece by piece; see :meth:`Backend.stream`."""
+        await self.prepare()
         while True:
             plan = self._plan(request)
             if plan.form is not None and not plan.form.as_it_comes:
@@ -210,6 +217,7 @@ class ProviderBackend(Backend):
 
     async def choose(self, request: GenRequest, choices: Sequence[str]) -> Scores:
         """One choice, by a schema where the provider enforces one, else by asking for it."""
+        await self.prepare()
         asking, how = choosing(request, choices, self.profile)
         generation = await self.generate(asking)
         return Scores(

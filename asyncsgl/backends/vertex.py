@@ -138,6 +138,10 @@ class VertexAI(ProviderBackend):
                 self.name, f"top_logprobs_num above {MAX_TOP_LOGPROBS}", "ask for fewer"
             )
 
+    async def prepare(self) -> None:
+        """Make the client; its import takes long."""
+        await self._clients.get()
+
     async def ask(self, call: Call) -> Reply:
         """One call without streaming."""
         arguments = self._arguments(call)

@@ -85,6 +85,10 @@ class Paced(ProviderBackend):
         native = frozenset({"chat", "max_tokens", "continue_assistant"})
         return Profile(Capabilities(native))
 
+    async def prepare(self) -> None:
+        """Takes five seconds: the calls that come meanwhile must not go out together then."""
+        await self.clock.sleep(max(0.0, 5 - self.clock.now()))
+
     async def ask(self, call: Call) -> Reply:
         """An answer after a fifth of a second; a token has 3.1 characters here."""
         usage = Usage(round(call.size() / 3.1), self._answer(), requests=1)
@@ -159,6 +163,7 @@ async def test_over_sockets(sharing: int) -> None:
                 backend = Fast("gpt-4o", base_url=url, api_key=KEY, rpm=RPM, tpm=TPM, deadline=None)
                 backends.append(await stack.enter_async_context(backend))
             await programs(backends, 1500 // sharing)
+    print(f"{len(quota.refused)} refused, {quota.share():.1%} used")
     assert len(quota.taken) == 1500
     assert quota.refused == []
     assert quota.share() >= 0.95
