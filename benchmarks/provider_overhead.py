@@ -1,7 +1,7 @@
 """What a chat call costs through the OpenAI backend, and through others on the same transport.
 
 The service is a process of its own that answers after a fixed delay. The bare SDK runs beside the
-backend; litellm and LangChain (``provider_peers.py``) run in processes of their own, by the Python
+backend; litellm and LangChain (``peers/openai_clients.py``) run in processes of their own, by the Python
 that ``--peers`` names, as their dependencies clash with the newest SDK.
 """
 
@@ -101,7 +101,7 @@ def say(name: str, cost: Cost, calls: int, more: str = "") -> None:
 
 def peer(name: str, python: str, url: str, calls: int, at_once: int) -> Cost | None:
     """What another client costs, in a process of its own; None where it is not installed."""
-    script = Path(__file__).with_name("provider_peers.py")
+    script = Path(__file__).parent / "peers" / "openai_clients.py"
     sizes = ["--calls", str(calls), "--concurrency", str(at_once)]
     done = subprocess.run(
         [python, str(script), name, url, *sizes], check=False, capture_output=True, text=True

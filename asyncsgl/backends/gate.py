@@ -20,6 +20,10 @@ from .retry import Clock, RetryPolicy, retried, retried_stream
 __all__ = ["Gate"]
 
 
+_UNSEEN = (asyncio.CancelledError, GeneratorExit, BackendTimeout)
+"""What ends a call whose answer may be on its way."""
+
+
 class _Answer(Protocol):
     @property
     def usage(self) -> Usage: ...
@@ -170,7 +174,7 @@ class _Passage:
             ticket.refuse()
         if ticket.usage is not None:
             self._estimates.correct(self._call, ticket.usage)
-        elif self.written or isinstance(exc, (asyncio.CancelledError, BackendTimeout)):
+        elif self.written or isinstance(exc, _UNSEEN):
             # its end was not seen, and the service charges for it nevertheless
             ticket.guess(self._estimates.sent(self._call, self.written))
         self._budget.settle(hold, ticket.cost)

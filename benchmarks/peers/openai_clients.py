@@ -1,7 +1,7 @@
 """One other client against a running service: what ``provider_overhead.py`` compares with.
 
 It needs nothing of asyncsgl, so that each client can be measured in an environment of its own:
-``python benchmarks/provider_peers.py litellm http://127.0.0.1:PORT/v1 --calls 2000``. The last
+``python benchmarks/peers/openai_clients.py litellm http://127.0.0.1:PORT/v1 --calls 2000``. The last
 line that it prints is JSON.
 """
 
