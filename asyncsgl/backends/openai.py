@@ -12,6 +12,7 @@ from ..errors import (
     BackendError,
     ContentFilterError,
     ContextLengthError,
+    InvalidArgument,
     MissingDependency,
     UnsupportedFeature,
 )
@@ -101,6 +102,8 @@ class OpenAI(SelectingBackend):
             account = Account.of_azure(
                 api_key, base_url, azure_endpoint, api_version, azure_ad_token_provider, client_args
             )
+        elif azure_endpoint or api_version or azure_ad_token_provider:
+            raise InvalidArgument("is_azure", "must be True for what only Azure OpenAI has")
         else:
             account = Account.of_openai(api_key, base_url, client_args)
         chat = not is_completion_model(model_name) if is_chat_model is None else is_chat_model

@@ -98,6 +98,7 @@ class ProviderBackend(Backend):
         if settings.concurrency is not None:
             auto = isinstance(settings.concurrency, str)  # the limiter finds the bound then
             self.default_concurrency = _PROGRAMS if auto else int(settings.concurrency)
+        self._lessons = 0
         self._closed = False
 
     # -- what a provider defines ------------------------------------------------------------
@@ -174,11 +175,11 @@ class ProviderBackend(Backend):
         began = time.perf_counter()
         await self.prepare()
         while True:
-            plan = self._plan(request)
+            lessons, plan = self._lessons, self._plan(request)
             try:
                 replies = await together([self._formed(plan, call) for call in plan.calls()])
             except ParameterRejected as error:
-                self._learn(error)
+                self._learn(error, lessons)
                 continue
             return self._generation(request, plan, replies, Timings(time.perf_counter() - began))
 
@@ -186,7 +187,7 @@ class ProviderBackend(Backend):
         """Answer one request piece by piece; see :meth:`Backend.stream`."""
         await self.prepare()
         while True:
-            plan = self._plan(request)
+            lessons, plan = self._lessons, self._plan(request)
             if plan.form is not None and not plan.form.as_it_comes:
                 generation = await self.generate(request)
                 for index, completion in enumerate(generation.completions):
@@ -198,7 +199,7 @@ class ProviderBackend(Backend):
                     async for delta in deltas:
                         yield delta
             except ParameterRejected as error:
-                self._learn(error)
+                self._learn(error, lessons)
                 continue
             return
 
@@ -301,9 +302,17 @@ class ProviderBackend(Backend):
         if self._closed:
             raise ClosedError(f"this {type(self).__name__} is closed: make a new one")
 
-    def _learn(self, rejected: ParameterRejected) -> None:
-        """Go on after a rejection, or raise it as what it is."""
-        if not self.learn(rejected):
+    def _learn(self, rejected: ParameterRejected, lessons: int) -> None:
+        """Go on after a rejection, or raise it as what it is.
+
+        Args:
+            rejected: the rejection.
+            lessons: how many there had been when the call was planned; a call beside it may
+                have had the same one since.
+        """
+        if self.learn(rejected):
+            self._lessons += 1
+        elif self._lessons == lessons:
             raise rejected.as_bad_request() from rejected
 
     # -- one answer ------------------------------------------------------------------------------

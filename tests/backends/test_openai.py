@@ -101,6 +101,14 @@ async def test_another_name_of_the_limit_is_learned_once(fake: FakeOpenAI) -> No
     assert sent == [["max_tokens"], ["max_completion_tokens"], ["max_completion_tokens"], []]
 
 
+async def test_calls_that_are_refused_together_learn_together(fake: FakeOpenAI) -> None:
+    fake.refuses = {"max_tokens", "seed"}
+    async with at(fake, "my-deployment", drop_params=True) as backend:
+        asked = [ask.run(gen={"max_tokens": 9, "seed": 1}, backend=backend) for _ in range(20)]
+        states = await asyncio.gather(*asked)
+    assert {state["answer"] for state in states} == {"Hello world"}
+
+
 async def test_a_refused_stop_is_cut_here(fake: FakeOpenAI) -> None:
     fake.refuses = {"stop"}
     fake.answers = "one two three"
@@ -503,6 +511,8 @@ def test_settings_are_checked_when_it_is_made() -> None:
         OpenAI("gpt-4")
     with pytest.raises(InvalidArgument, match="AZURE_OPENAI_ENDPOINT"):
         OpenAI("gpt-4", is_azure=True, api_key=KEY)
+    with pytest.raises(InvalidArgument, match="is_azure"):
+        OpenAI("gpt-4", api_key=KEY, azure_endpoint="https://x.openai.azure.com")
     with pytest.raises(InvalidArgument, match="model_name"):
         OpenAI("", api_key=KEY)
     wrong: dict[str, Any] = {"timeout": 0, "max_retries": -1, "max_reasks": -1, "rpm": 0}
