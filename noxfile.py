@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -24,6 +25,7 @@ WHEEL_FILES = {
     for package in ("asyncsgl", "asyncsgl_engine")
     for name in ("__init__.py", "errors.py", "py.typed")
 }
+GPU_BENCHMARK = "benchmarks/gpu.py"
 DOCS_ENV = {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement, not a warning
 
 
@@ -129,9 +131,16 @@ def aimock(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def gpu(session: nox.Session) -> None:
-    """Run the tests that need a CUDA device."""
-    install(session, "tests", extras=TESTED)
-    session.run("pytest", "-m", "gpu", *session.posargs)
+    """Test and measure on a CUDA device; with --no-venv, by what the machine has installed."""
+    if session.venv_backend == "none":
+        places = {"PYTHONPATH": f".{os.pathsep}engine"}
+        alone = ("-c", os.devnull, "--rootdir=.", "--noconftest", "tests/engine/test_gpu.py")
+        session.run("python", "-m", "pytest", *alone, env=places, external=True)
+        session.run("python", GPU_BENCHMARK, *session.posargs, env=places, external=True)
+        return
+    install(session, "tests", extras=f"{TESTED},gpu")
+    session.run("pytest", "-m", "gpu")
+    session.run("python", GPU_BENCHMARK, *session.posargs)
 
 
 @nox.session(default=False)
@@ -153,5 +162,6 @@ def api(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, all of them or the files named after ``--``."""
     install(session, "tests", "bench", extras=TESTED)
-    for script in session.posargs or sorted(map(str, Path("benchmarks").glob("*.py"))):
+    scripts = {str(path) for path in Path("benchmarks").glob("*.py")} - {GPU_BENCHMARK}
+    for script in session.posargs or sorted(scripts):
         session.run("python", script)

@@ -34,7 +34,7 @@ ROWS = {
         ("errors", "config", "request", "plan", "statistics"),
         ("pages", "radix", "stops", "sequence", "scheduler", "answer", "constraints", "delivery"),
         ("hub",),
-        ("kv_cache", "inputs", "attention", "sampler", "logits", "logprobs"),
+        ("kv_cache", "inputs", "transfer", "attention", "sampler", "logits", "logprobs"),
         ("detokenizer", "tokenizer"),
         ("regex_syntax", "grammar"),
         ("device", "model", "multimodal", "runner", "graphs", "parallel"),

@@ -86,6 +86,8 @@ class EngineConfig:
         debug_check: prove the books after every step.
         num_threads: threads for tensor work; by default the cores this process may use.
         enable_native: use the compiled CPU attention kernel where a C compiler is found.
+        disable_cuda_graph: launch every operation of a decoding step on its own.
+        cuda_graph_max_bs: most sequences in a step that is replayed as a CUDA graph.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -107,13 +109,15 @@ class EngineConfig:
     debug_check: bool = False
     num_threads: int | None = None
     enable_native: bool = True
+    disable_cuda_graph: bool = False
+    cuda_graph_max_bs: int = 256
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *_DTYPES):
             raise ConfigError(f"dtype: {self.dtype!r} is not one of auto, {', '.join(_DTYPES)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda")
-        for name in ("page_size", "max_queued_requests"):
+        for name in ("page_size", "max_queued_requests", "cuda_graph_max_bs"):
             self._at_least_one(name)
         for name in (
             "max_total_tokens",
@@ -155,6 +159,8 @@ class EngineConfig:
         token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim
         token_bytes *= _ELEMENT_BYTES[dtype]
         pages = self._pages(token_bytes, device)
+        running = self.max_running_requests or (128 if on_cpu else 256)
+        graphs = not (on_cpu or self.disable_cuda_graph)
         return ResolvedConfig(
             model_path=self.model_path,
             model=model,
@@ -164,7 +170,7 @@ class EngineConfig:
             num_pages=pages,
             kv_bytes=pages * self.page_size * token_bytes,
             max_total_tokens=pages * self.page_size,
-            max_running_requests=self.max_running_requests or (128 if on_cpu else 256),
+            max_running_requests=running,
             chunked_prefill_size=self.chunked_prefill_size or (512 if on_cpu else 8192),
             context_length=context,
             max_queued_requests=self.max_queued_requests,
@@ -173,6 +179,7 @@ class EngineConfig:
             debug_check=self.debug_check,
             num_threads=self.num_threads or device.threads,
             native=self.enable_native and on_cpu,
+            cuda_graph_max_bs=min(self.cuda_graph_max_bs, running) if graphs else 0,
         )
 
     def _context(self, model: ModelFacts) -> int:
@@ -218,6 +225,7 @@ class ResolvedConfig:
         kv_bytes: memory set aside for it (touched only as it fills).
         radix_cache: whether prefixes are shared.
         native: whether the compiled CPU kernel may be used.
+        cuda_graph_max_bs: 0 for no graphs.
     """
 
     model_path: str
@@ -237,6 +245,7 @@ class ResolvedConfig:
     debug_check: bool
     num_threads: int
     native: bool
+    cuda_graph_max_bs: int = 0
 
     @property
     def sequence_limit(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,11 @@ import numpy.typing as npt
 import torch
 
 from .plan import Plan, Row
+from .transfer import upload_all
 
-__all__ = ["Batch", "InputBuilder", "Span"]
+__all__ = ["Batch", "InputBuilder", "Span", "SpanTables"]
 
+Array = npt.NDArray[np.generic]
 Ints = npt.NDArray[np.int64]
 
 
@@ -23,13 +26,30 @@ class Span:
         begin: index of its first token in the step.
         length: tokens it computes.
         start: position of the first; so many positions are in the cache already.
-        slots: cache slots of positions 0 to start + length - 1, int64 (start + length,).
+        slots: cache slots of positions 0 to start + length - 1, int64 (start + length,); None
+            where attention reads page tables.
     """
 
     begin: int
     length: int
     start: int
-    slots: torch.Tensor
+    slots: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class SpanTables:
+    """The S spans of a step as kernels read them.
+
+    Args:
+        offsets: of each span's first token among the spans' tokens, and the number of those,
+            int32 (S + 1,).
+        starts: position of each span's first token, int32 (S,).
+        pages: page ids of each span, those of its own tokens included, int32 (S, pages).
+    """
+
+    offsets: torch.Tensor
+    starts: torch.Tensor
+    pages: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +62,12 @@ class Batch:
         write_slots: cache slot of each token, int64 (T,).
         singles: D.
         single_slots: cache slots of each single row's context, int64 (D, longest); positions
-            past a row's length point to slot 0.
+            past a row's length point to its first slot.
         single_lengths: context length of each, its own token included, int64 (D,).
         page_table: page ids of each single row, int32 (D, pages).
+        longest_single: the longest of `single_lengths`, or more.
         spans: rows of several tokens.
+        span_tables: the same for kernels, where attention reads page tables.
         logit_rows: tokens whose logits are needed, int64 (R,): first those that a token is
             drawn after, in row order, then those that are scored.
     """
@@ -60,6 +82,7 @@ class Batch:
     longest_single: int
     spans: tuple[Span, ...]
     logit_rows: torch.Tensor
+    span_tables: SpanTables | None = None
 
 
 class InputBuilder:
@@ -69,17 +92,25 @@ class InputBuilder:
         slots: `max_running_requests`.
         page_size: tokens in a page.
         most_pages: pages of the longest sequence.
-        needs_slots: whether attention reads token slots instead of page tables.
+        needs_slots: whether attention reads token slots of single rows instead of page tables.
         device: where the tensors go.
+        needs_tables: whether attention reads page tables of spans instead of token slots.
     """
 
     def __init__(
-        self, slots: int, page_size: int, most_pages: int, needs_slots: bool, device: torch.device
+        self,
+        slots: int,
+        page_size: int,
+        most_pages: int,
+        needs_slots: bool,
+        device: torch.device,
+        needs_tables: bool = False,
     ) -> None:
         self._page_size = page_size
         self._tables = np.zeros((slots, most_pages), dtype=np.int32)
         self._offsets = np.arange(page_size, dtype=np.int64)
         self._needs_slots = needs_slots
+        self._needs_tables = needs_tables
         self._device = device
 
     def build(self, plan: Plan) -> Batch:
@@ -90,61 +121,79 @@ class InputBuilder:
                 self._tables[row.slot, row.fresh_from : len(pages)] = pages[row.fresh_from :]
         single = [row for row in plan.rows if len(row.tokens) == 1]
         many = plan.rows[len(single) :]
-        positions = self._positions(single, many)
-        slots, spans = self._spans(many, len(single))
-        table, lengths, context = self._singles(single)
-        own = self._single_write_slots(single)
+        table, lengths = self._singles(single)
+        prefixes = [0 if self._needs_tables else row.start for row in many]
+        whole = [self._slots_of(row, prefix) for row, prefix in zip(many, prefixes, strict=True)]
+        own = [slots[prefix:] for slots, prefix in zip(whole, prefixes, strict=True)]
         tokens = np.fromiter(
             (token for row in plan.rows for token in row.tokens), np.int64, plan.num_tokens
         )
-        return Batch(
-            input_ids=self._tensor(tokens).unsqueeze(0),
-            position_ids=self._tensor(positions).unsqueeze(0),
-            write_slots=self._tensor(np.concatenate([own, *slots])),
-            singles=len(single),
-            single_slots=None if context is None else self._tensor(context),
-            single_lengths=self._tensor(lengths),
-            page_table=torch.from_numpy(table).to(self._device),
-            longest_single=int(lengths.max(initial=0)),
-            spans=spans,
-            logit_rows=self._tensor(_logit_rows(plan)),
+        flat = (
+            tokens[None],
+            self._positions(single, many)[None],
+            np.concatenate([self._single_write_slots(single), *own]),
+            lengths,
+            table,
+            _logit_rows(plan),
         )
-
-    def _tensor(self, values: Ints) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device)
+        wants_slots = self._needs_slots and bool(single)
+        contexts = [self._contexts(table, lengths)] if wants_slots else []
+        if self._needs_tables:
+            extra: list[Array] = self._span_arrays(many) if many else []
+        else:
+            extra = [*whole]
+        sent = upload_all([*flat, *contexts, *extra], self._device)
+        ids, positions, write_slots, single_lengths, page_table, logit_rows = sent[: len(flat)]
+        extras = sent[len(flat) + len(contexts) :]
+        return Batch(
+            input_ids=ids,
+            position_ids=positions,
+            write_slots=write_slots,
+            singles=len(single),
+            single_slots=sent[len(flat)] if wants_slots else None,
+            single_lengths=single_lengths,
+            page_table=page_table,
+            longest_single=int(lengths.max(initial=0)),
+            spans=_spans(many, len(single), None if self._needs_tables else extras),
+            logit_rows=logit_rows,
+            span_tables=SpanTables(*extras) if self._needs_tables and many else None,
+        )
 
     def _positions(self, single: list[Row], many: tuple[Row, ...]) -> Ints:
         parts = [np.fromiter((row.start for row in single), np.int64, len(single))]
         parts += [np.arange(row.start, row.start + len(row.tokens)) for row in many]
         return np.concatenate(parts)
 
-    def _slots_of(self, slot: int, count: int) -> Ints:
-        pages = self._tables[slot, : -(-count // self._page_size)].astype(np.int64)
-        whole: Ints = (pages[:, None] * self._page_size + self._offsets).reshape(-1)[:count]
-        return whole
-
-    def _spans(self, many: tuple[Row, ...], begin: int) -> tuple[list[Ints], tuple[Span, ...]]:
-        slots, spans = [], []
-        for row in many:
-            length = len(row.tokens)
-            whole = self._slots_of(row.slot, row.start + length)
-            slots.append(whole[row.start :])
-            spans.append(Span(begin, length, row.start, self._tensor(whole)))
-            begin += length
-        return slots, tuple(spans)
-
-    def _singles(self, single: list[Row]) -> tuple[npt.NDArray[np.int32], Ints, Ints | None]:
+    def _slots_of(self, row: Row, prefix: int) -> Ints:
+        """Slots of a row's tokens and of so many before them."""
         size = self._page_size
+        begin, end = row.start - prefix, row.start + len(row.tokens)
+        pages = self._tables[row.slot, begin // size : -(-end // size)].astype(np.int64)
+        slots: Ints = (pages[:, None] * size + self._offsets).reshape(-1)
+        return slots[begin % size : begin % size + end - begin]
+
+    def _table_of(self, rows: Sequence[Row], longest: int) -> npt.NDArray[np.int32]:
+        seats = np.fromiter((row.slot for row in rows), np.int64, len(rows))
+        return self._tables[seats, : -(-longest // self._page_size)]
+
+    def _span_arrays(self, many: tuple[Row, ...]) -> list[Array]:
+        starts = np.array([row.start for row in many], dtype=np.int32)
+        lengths = np.array([len(row.tokens) for row in many], dtype=np.int32)
+        offsets = np.zeros(len(many) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        return [offsets, starts, self._table_of(many, int((starts + lengths).max()))]
+
+    def _singles(self, single: list[Row]) -> tuple[npt.NDArray[np.int32], Ints]:
         lengths = np.fromiter((row.start + 1 for row in single), np.int64, len(single))
-        longest = int(lengths.max(initial=0))
-        seats = np.fromiter((row.slot for row in single), np.int64, len(single))
-        table = self._tables[seats, : -(-longest // size)]
-        if not (self._needs_slots and single):
-            return table, lengths, None
-        whole = (table.astype(np.int64)[:, :, None] * size + self._offsets).reshape(len(single), -1)
-        context = np.ascontiguousarray(whole[:, :longest])
-        context[np.arange(longest) >= lengths[:, None]] = 0
-        return table, lengths, context
+        return self._table_of(single, int(lengths.max(initial=0))), lengths
+
+    def _contexts(self, table: npt.NDArray[np.int32], lengths: Ints) -> Ints:
+        longest = int(lengths.max())
+        whole = table.astype(np.int64)[:, :, None] * self._page_size + self._offsets
+        context = np.ascontiguousarray(whole.reshape(len(table), -1)[:, :longest])
+        # Only what was written may be read: a masked position's weight is 0, and 0 * nan is nan.
+        np.copyto(context, context[:, :1], where=np.arange(longest) >= lengths[:, None])
+        return context
 
     def _single_write_slots(self, single: list[Row]) -> Ints:
         size = self._page_size
@@ -153,6 +202,17 @@ class InputBuilder:
             np.int64,
             len(single),
         )
+
+
+def _spans(
+    many: tuple[Row, ...], begin: int, slots: Sequence[torch.Tensor] | None
+) -> tuple[Span, ...]:
+    spans = []
+    for index, row in enumerate(many):
+        own = None if slots is None else slots[index]
+        spans.append(Span(begin, len(row.tokens), row.start, own))
+        begin += len(row.tokens)
+    return tuple(spans)
 
 
 def _logit_rows(plan: Plan) -> Ints:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import torch
 
-from .attention import AttentionBackend, NativeAttention, TorchAttention, build_native
+from .attention import (
+    AttentionBackend,
+    NativeAttention,
+    TorchAttention,
+    build_native,
+    build_triton,
+)
 from .config import EngineConfig, ResolvedConfig
 from .constraints import Constraints
 from .core import EngineCore
@@ -68,6 +74,8 @@ def choose_attention(config: ResolvedConfig) -> AttentionBackend:
     """The fastest implementation that runs here."""
     facts = config.model
     dtype: torch.dtype = getattr(torch, config.dtype)
+    if config.device == "cuda":
+        return build_triton(dtype, facts) or TorchAttention()
     if config.native and NativeAttention.takes(
         dtype, facts.num_heads, facts.num_kv_heads, facts.head_dim
     ):

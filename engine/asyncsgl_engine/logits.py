@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from .plan import Mask, Seat
+from .transfer import upload
 
 __all__ = ["LogitEditor"]
 
@@ -59,7 +60,7 @@ class LogitEditor:
             seen, counts = self._tables()
             seen[slot].zero_()
             counts[slot].zero_()
-            seen[slot, torch.tensor(seat.tokens[:prompt], device=self._device)] = True
+            seen[slot, self._tensor(np.array(seat.tokens[:prompt], dtype=np.int64))] = True
             self._noted[slot] = prompt
             self.note(slot, seat.tokens[prompt:], prompt)
 
@@ -72,7 +73,7 @@ class LogitEditor:
             return
         self._noted[slot] = start + len(tokens)
         seen, counts = self._tables()
-        ids = torch.tensor(new, device=self._device)
+        ids = self._tensor(np.array(new, dtype=np.int64))
         seen[slot, ids] = True
         counts[slot].index_add_(0, ids, torch.ones(len(new), device=self._device))
 
@@ -113,10 +114,9 @@ class LogitEditor:
         rows = np.flatnonzero(self._penalised[seats])
         if not len(rows):
             return
-        index, slots = torch.from_numpy(rows), seats[rows]
+        slots = seats[rows]
         seen_table, count_table = self._tables()
-        where = torch.from_numpy(slots).to(self._device)
-        index = index.to(self._device)
+        index, where = self._tensor(rows), self._tensor(slots)
         part, counts = logits[index], count_table[where]
         repetition = self._column(self._repetition[slots])
         harder = torch.where(part < 0, part * repetition, part / repetition)
@@ -131,21 +131,24 @@ class LogitEditor:
         ids = np.concatenate([values[int(row)][0] for row in rows])
         added = np.concatenate([values[int(row)][1] for row in rows])
         lines = np.repeat(rows, [len(values[int(row)][0]) for row in rows])
-        place = (torch.from_numpy(lines).to(self._device), torch.from_numpy(ids).to(self._device))
-        logits.index_put_(place, torch.from_numpy(added).to(self._device), accumulate=True)
+        place = (self._tensor(lines), self._tensor(ids))
+        logits.index_put_(place, self._tensor(added), accumulate=True)
 
     def _restrict(self, logits: torch.Tensor, mask: Mask) -> None:
         allowed = np.unpackbits(mask.bits.view(np.uint8), axis=1, bitorder="little")
         columns = min(allowed.shape[1], self._vocab)
-        refused = torch.from_numpy(allowed[:, :columns]).to(self._device) == 0
-        index = torch.tensor(mask.rows, device=self._device)
+        refused = self._tensor(allowed[:, :columns]) == 0
+        index = self._tensor(np.array(mask.rows, dtype=np.int64))
         part = logits[index]
         part[:, :columns].masked_fill_(refused, -torch.inf)
         part[:, columns:] = -torch.inf
         logits[index] = part
 
     def _column(self, values: Floats) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device)[:, None]
+        return self._tensor(values)[:, None]
+
+    def _tensor(self, values: npt.NDArray[np.generic]) -> torch.Tensor:
+        return upload(values, self._device)
 
     def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._seen is None or self._counts is None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from .request import TokenLogprob
+from .transfer import upload
 
 __all__ = ["describe"]
 
@@ -35,7 +37,7 @@ def _describe(
     logits: torch.Tensor, tokens: Sequence[int], top: int, ids: Sequence[int]
 ) -> list[TokenLogprob]:
     total = logits.logsumexp(-1, keepdim=True)
-    stands = torch.tensor(tokens, device=logits.device)[:, None]
+    stands = upload(np.array(tokens, dtype=np.int64), logits.device)[:, None]
     own: list[list[float]] = (logits.gather(1, stands) - total).tolist()
     best_ids: list[list[int]] = [[] for _ in tokens]
     best: list[list[float]] = best_ids  # type: ignore[assignment]
@@ -44,7 +46,8 @@ def _describe(
         best_ids, best = places.tolist(), (values - total).tolist()
     chosen: list[list[float]] = [[] for _ in tokens]
     if ids:
-        chosen = (logits[:, torch.tensor(ids, device=logits.device)] - total).tolist()
+        columns = upload(np.array(ids, dtype=np.int64), logits.device)
+        chosen = (logits[:, columns] - total).tolist()
     return [
         TokenLogprob(
             token,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from .attention import AttentionBackend, StepContext, TorchAttention
 from .config import ResolvedConfig
 from .errors import ModelError
+from .graphs import Capture, CudaGraphs, StaticInputs, capture_all, ladder
 from .inputs import Batch, InputBuilder
 from .kv_cache import KVCache
 from .logprobs import describe
@@ -16,6 +18,7 @@ from .model import LoadedModel
 from .plan import Mask, Outcome, Plan, Row, Seat
 from .request import Request, TokenLogprob
 from .sampler import Sampler
+from .transfer import upload
 
 __all__ = ["ModelRunner"]
 
@@ -31,13 +34,19 @@ class ModelRunner:
         model: loaded, on its device.
         config: sizes; its facts are the model's.
         attention: computes the layers; PyTorch's operators by default.
+        capture: records decoding steps where the configuration wants that; by default as CUDA
+            graphs.
 
     Raises:
         ModelError: the model does not send its attention through transformers' interface.
     """
 
     def __init__(
-        self, model: LoadedModel, config: ResolvedConfig, attention: AttentionBackend | None = None
+        self,
+        model: LoadedModel,
+        config: ResolvedConfig,
+        attention: AttentionBackend | None = None,
+        capture: Capture | None = None,
     ) -> None:
         facts, device = model.facts, torch.device(config.device)
         self._model = model
@@ -54,11 +63,22 @@ class ModelRunner:
         slots = config.max_running_requests
         most_pages = -(-config.sequence_limit // config.page_size)
         self._inputs = InputBuilder(
-            slots, config.page_size, most_pages, self._attention.needs_slots, device
+            slots,
+            config.page_size,
+            most_pages,
+            self._attention.needs_slots,
+            device,
+            self._attention.needs_tables,
         )
         self._sampler = Sampler(slots, facts.vocab_size, device)
         self._requests: dict[int, Request] = {}
+        self._forward = self._compute
         self._try_out()
+        if config.cuda_graph_max_bs and self._attention.skips_padding:
+            most = config.cuda_graph_max_bs
+            inputs = StaticInputs(most, most_pages, config.page_size, device)
+            graphed = capture_all(self._compute, ladder(most), inputs, capture or CudaGraphs())
+            self._forward = self._compute if graphed is None else graphed.forward
 
     def seat(self, seat: Seat) -> None:
         """Take over a sequence that got a slot."""
@@ -91,7 +111,7 @@ class ModelRunner:
             self._scores(plan, logits, len(drawn)),
         )
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    def _compute(self, batch: Batch) -> torch.Tensor:
         context = StepContext(batch, self._cache, self._attention)
         rows = batch.logit_rows
         logits = self._model.logits(batch.input_ids, batch.position_ids, rows, context)
@@ -119,7 +139,7 @@ class ModelRunner:
                 asked = (request.top_logprobs_num, request.token_ids_logprob)
                 groups.setdefault(asked, []).append(place)
         for (top, ids), places in groups.items():
-            part = logits[torch.tensor(places, device=logits.device)]
+            part = logits[upload(np.array(places, dtype=np.int64), logits.device)]
             entries = describe(part, [tokens[drawn[place]] for place in places], top, ids)
             found.update({drawn[place]: e for place, e in zip(places, entries, strict=True)})
         return found

@@ -10,6 +10,7 @@ import torch
 
 from .logits import LogitEditor
 from .plan import Mask, Seat
+from .transfer import upload
 
 __all__ = ["Sampler", "uniform"]
 
@@ -123,7 +124,8 @@ class Sampler:
         if width > _CANDIDATES:
             width = min(_CANDIDATES, self._vocab)
         tokens, covered = self._among(scaled, seats, chance, width)
-        if width < self._vocab and not bool(covered.all()):
+        # Looking waits for the device: not where the columns surely are enough.
+        if width < int(limits.max()) and not bool(covered.all()):
             rows = (~covered).nonzero()[:, 0]
             picked = rows.cpu().numpy()
             tokens[rows], _ = self._among(scaled[rows], seats[picked], chance[rows], self._vocab)
@@ -155,7 +157,7 @@ class Sampler:
         return ids.gather(1, choice[:, None])[:, 0], covered
 
     def _tensor(self, values: npt.NDArray[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device)
+        return upload(values, self._device)
 
 
 def pick(weights: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:

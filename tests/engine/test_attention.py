@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
-import random
 import shutil
 from functools import cache
 from pathlib import Path
@@ -14,15 +12,13 @@ import torch
 
 from asyncsgl_engine.attention import (
     AttentionBackend,
-    LayerCall,
     NativeAttention,
-    StepContext,
     TorchAttention,
     build_native,
 )
-from asyncsgl_engine.inputs import InputBuilder
 from asyncsgl_engine.kv_cache import KVCache
-from asyncsgl_engine.plan import PageCopy, Plan, Row
+from asyncsgl_engine.plan import PageCopy
+from tests.engine.attention_cases import Shape, check
 
 CPU = torch.device("cpu")
 
@@ -46,21 +42,6 @@ def implementation(name: str, folder: Path) -> AttentionBackend:
     return NativeAttention(library)
 
 
-def reference(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, call: LayerCall
-) -> torch.Tensor:
-    """One token's query (heads, dim) over its whole context (n, kv_heads, dim), in float64."""
-    group = query.shape[0] // keys.shape[1]
-    keys = keys.double().repeat_interleave(group, dim=1)
-    values = values.double().repeat_interleave(group, dim=1)
-    scores = torch.einsum("hd,nhd->hn", query.double(), keys) * call.scale
-    if call.softcap is not None:
-        scores = torch.tanh(scores / call.softcap) * call.softcap
-    if call.window is not None:
-        scores[:, : max(keys.shape[0] - call.window, 0)] = -math.inf
-    return torch.einsum("hn,nhd->hd", scores.softmax(-1), values)
-
-
 @pytest.mark.parametrize("name", ["torch", "native"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
@@ -81,39 +62,8 @@ def test_tokens_attend_to_their_own_pages(
     softcap: float | None,
     build_folder: Path,
 ) -> None:
-    draw = random.Random(1)
-    torch.manual_seed(1)
-    lengths = [(0, 1), (36, 1), (100, 1), (15, 1), (0, 40), (50, 30), (31, 2)]
-    pages = list(range(400))
-    draw.shuffle(pages)
-    rows = []
-    for slot, (start, count) in enumerate(lengths):
-        own = [pages.pop() for _ in range(-(-(start + count) // page_size))]
-        rows.append(Row(slot, [1] * count, start, own, 0, count, (), sample=True))
     backend = implementation(name, build_folder)
-    cache = KVCache(2, 400, page_size, kv_heads, dim, dtype, CPU)
-    cache.keys[1].normal_()
-    cache.values[1].normal_()
-    batch = InputBuilder(8, page_size, 200, backend.needs_slots, CPU).build(Plan(tuple(rows)))
-    total = sum(count for _, count in lengths)
-    # As transformers gives them: views of (1, T, heads, dim), some of one wide projection.
-    wide = torch.randn(total, heads + 2 * kv_heads, dim).to(dtype)
-    query, key, value = torch.split(wide, [heads, kv_heads, kv_heads], dim=1)
-    call = LayerCall(query, key, value, 1, dim**-0.5, window, softcap)
-    out = backend.attend(call, StepContext(batch, cache, backend))
-    begin = 0
-    for row, (start, count) in zip(rows, lengths, strict=True):
-        for offset in range(count):
-            slots = [
-                row.pages[position // page_size] * page_size + position % page_size
-                for position in range(start + offset + 1)
-            ]
-            keys, values = cache.keys[1][slots], cache.values[1][slots]
-            assert torch.equal(keys[-1], call.key[begin])
-            expected = reference(call.query[begin], keys, values, call)
-            close = 2e-2 if dtype is torch.bfloat16 else 2e-6
-            torch.testing.assert_close(out[begin].double(), expected, atol=close, rtol=close)
-            begin += 1
+    check(backend, Shape(heads, kv_heads, dim, page_size, window, softcap), dtype, CPU)
 
 
 def test_copies_take_the_beginning_of_a_page_in_every_layer() -> None:

@@ -6,6 +6,7 @@ from .base import AttentionBackend, LayerCall, StepContext
 from .interface import IMPLEMENTATION, register
 from .native import NativeAttention, build_native
 from .torch_cpu import TorchAttention
+from .triton_attention import TritonAttention, build_triton
 
 __all__ = [
     "IMPLEMENTATION",
@@ -14,6 +15,8 @@ __all__ = [
     "NativeAttention",
     "StepContext",
     "TorchAttention",
+    "TritonAttention",
     "build_native",
+    "build_triton",
     "register",
 ]

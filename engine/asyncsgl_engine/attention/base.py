@@ -61,6 +61,12 @@ class AttentionBackend(Protocol):
     needs_slots: bool
     """Whether it reads `Batch.single_slots` (else `Batch.page_table`)."""
 
+    needs_tables: bool
+    """Whether it reads `Batch.span_tables` (else the slots of `Batch.spans`)."""
+
+    skips_padding: bool
+    """Whether a single row may have no context and a slot below 0, as padding of graphs has."""
+
     def attend(self, call: LayerCall, context: StepContext) -> torch.Tensor:
         """Attend every token to the cached positions of its sequence up to its own.
 

@@ -55,6 +55,8 @@ class NativeAttention:
     """
 
     needs_slots = False
+    needs_tables = False
+    skips_padding = False
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._steps = {

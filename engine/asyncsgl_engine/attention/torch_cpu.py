@@ -15,6 +15,8 @@ class TorchAttention:
     """Gathers each context from its pages and lets scaled_dot_product_attention do the rest."""
 
     needs_slots = True
+    needs_tables = False
+    skips_padding = False
 
     def attend(self, call: LayerCall, context: StepContext) -> torch.Tensor:
         """See `AttentionBackend.attend`."""
@@ -42,6 +44,8 @@ def attend_spans(call: LayerCall, context: StepContext, out: torch.Tensor) -> No
         if span.start == 0 and plain:
             key, value, mask = call.key[rows], call.value[rows], None
         else:
+            if span.slots is None:
+                raise ValueError("the batch was built without the spans' token slots")
             key = context.cache.keys[call.layer].index_select(0, span.slots)
             value = context.cache.values[call.layer].index_select(0, span.slots)
             mask = _span_mask(span, index, call, context)
@@ -110,7 +114,7 @@ def _single_mask(longest: int, call: LayerCall, context: StepContext) -> torch.T
 def _span_mask(span: Span, index: int, call: LayerCall, context: StepContext) -> torch.Tensor:
     mask = context.masks.get((index, call.window))
     if mask is None:
-        device = span.slots.device
+        device = call.query.device
         rows = torch.arange(span.start, span.start + span.length, device=device)[:, None]
         columns = torch.arange(span.start + span.length, device=device)
         mask = columns <= rows

@@ -1,0 +1,108 @@
+"""Run by `test_triton.py` in a process of its own, where Triton interprets its kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from asyncsgl_engine.attention.triton_attention import Tiles, TritonAttention
+from asyncsgl_engine.config import EngineConfig
+from asyncsgl_engine.graphs import Replay
+from tests.engine.attention_cases import Shape, check
+from tests.engine.direct import core_for, generate, logit_errors, serve, workload
+
+CPU = torch.device("cpu")
+# Small, so that small shapes take several: the interpreter takes about a millisecond for each.
+SMALL = Tiles(decode=16, lines=32, prefill=16, warps=4, stages=1)
+LENGTHS = ((0, 1), (36, 1), (70, 1), (15, 1), (0, 20), (40, 15), (31, 2))
+
+
+@pytest.fixture(autouse=True)
+def interpreted() -> None:
+    assert os.environ["TRITON_INTERPRET"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "processors"),
+    [
+        (Shape(9, 3, 64, 16), torch.float32, 1),
+        (Shape(9, 3, 64, 16), torch.bfloat16, 32),
+        (Shape(8, 2, 128, 16, softcap=5.0), torch.bfloat16, 1),
+        (Shape(8, 2, 128, 64), torch.float16, 32),
+        (Shape(2, 2, 256, 16), torch.float32, 32),
+        (Shape(4, 2, 256, 32, window=33), torch.bfloat16, 1),
+        (Shape(4, 2, 96, 16, window=33, softcap=2.0), torch.float32, 32),
+        (Shape(8, 1, 80, 16, softcap=1.0), torch.float16, 1),
+        (Shape(8, 1, 40, 8, window=20), torch.bfloat16, 32),
+        (Shape(4, 4, 16, 1), torch.float32, 32),
+        (Shape(10, 2, 8, 5, window=1), torch.float32, 32),
+        (Shape(36, 1, 16, 16), torch.float32, 1),
+    ],
+)
+def test_tokens_attend_to_their_own_pages(
+    shape: Shape, dtype: torch.dtype, processors: int
+) -> None:
+    check(TritonAttention(processors, SMALL), shape, dtype, CPU, LENGTHS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_tiles_of_a_gpu(dtype: torch.dtype) -> None:
+    check(TritonAttention(132), Shape(4, 2, 64, 16), dtype, CPU, ((0, 1), (150, 1), (90, 70)))
+
+
+@pytest.mark.parametrize("lengths", [((0, 1), (20, 1)), ((0, 17), (5, 16), (64, 33))])
+def test_steps_of_one_kind(lengths: tuple[tuple[int, int], ...]) -> None:
+    check(TritonAttention(4, SMALL), Shape(4, 2, 16, 16), torch.float32, CPU, lengths)
+
+
+class Again:
+    """Captures nothing: a replay computes again, into the same tensor."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def __call__(self, compute: Replay) -> Replay:
+        kept = compute()
+
+        def replay() -> torch.Tensor:
+            self.replays += 1
+            kept.copy_(compute())
+            return kept
+
+        return replay
+
+
+@pytest.mark.parametrize(
+    ("kind", "page_size", "graphs"),
+    [("llama", 16, 3), ("qwen2", 4, 0), ("gpt2", 1, 2)],
+)
+def test_greedy_tokens_equal_generate(
+    kind: str, page_size: int, graphs: int, model_folder: Callable[[str], Path]
+) -> None:
+    folder = model_folder(kind)
+    config = EngineConfig(
+        model_path=str(folder),
+        dtype="float32",
+        device="cpu",
+        page_size=page_size,
+        chunked_prefill_size=19,
+        max_total_tokens=640,
+        debug_check=True,
+    )
+    # Sometimes more rows decode than the largest graph holds.
+    requests = workload(5, longest=24, output=5)
+    capture = Again()
+    core = core_for(config, TritonAttention(8, SMALL), graphs, capture)
+    made = serve(core, requests)
+    assert core.statistics().cached_tokens > 0
+    assert made == generate(folder, requests)
+    assert bool(capture.replays) == bool(graphs)
+
+
+def test_bfloat16_is_as_close_as_transformers_own(model_folder: Callable[[str], Path]) -> None:
+    ours, theirs = logit_errors(model_folder("llama"), TritonAttention(8, SMALL), CPU)
+    assert 0.0 < ours < 1.5 * theirs
