@@ -19,7 +19,7 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 TESTED = "anthropic,engine,http,openai,otel,prices,serve,vertex,video"
 LLMOCK = "llmock==0.2.2"
 AIMOCK = "@copilotkit/aimock@1.43.0"
-SOURCES = ("asyncsgl", "engine", "tests", "examples", "benchmarks", "noxfile.py")
+SOURCES = ("asyncsgl", "engine", "tests", "tools", "examples", "benchmarks", "noxfile.py")
 WHEEL_FILES = {
     f"{package}/{name}"
     for package in ("asyncsgl", "asyncsgl_engine")

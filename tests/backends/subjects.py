@@ -14,9 +14,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from asyncsgl.backends.anthropic import Anthropic
+from asyncsgl.backends.base import Backend
 from asyncsgl.backends.openai import OpenAI
 from asyncsgl.backends.provider import ProviderBackend
 from asyncsgl.backends.retry import RetryPolicy
+from asyncsgl.backends.router import Router
 from asyncsgl.backends.vertex import VertexAI
 from tests.fakes.anthropic import KEY as ANTHROPIC_KEY
 from tests.fakes.anthropic import FakeAnthropic
@@ -34,15 +36,17 @@ class Harness:
 
     Args:
         backend: what is tested.
+        provider: what of it makes the calls; the backend itself, or the one behind a router.
         service: answers it.
         key: the secret that must not show anywhere.
         make: makes another backend like this one, with other settings.
     """
 
-    backend: ProviderBackend
+    backend: Backend
+    provider: ProviderBackend
     service: FakeService
     key: str
-    make: Callable[..., ProviderBackend]
+    make: Callable[..., Backend]
 
 
 Open = Callable[..., AbstractAsyncContextManager[Harness]]
@@ -73,7 +77,7 @@ class Subject:
 
 def harness(
     service_of: Callable[[], FakeService],
-    backend_of: Callable[..., ProviderBackend],
+    backend_of: Callable[..., Backend],
     key: str,
 ) -> Open:
     """An ``open`` of a service and a backend made for its address."""
@@ -82,15 +86,22 @@ def harness(
     async def opened(**settings: Any) -> AsyncGenerator[Harness, None]:
         async with service_of() as service:
 
-            def make(**more: Any) -> ProviderBackend:
+            def make(**more: Any) -> Backend:
                 backend = backend_of(service.url, **more)
-                backend.policy = QUICK
+                provider_in(backend).policy = QUICK
                 return backend
 
             async with make(**settings) as backend:
-                yield Harness(backend, service, key, make)
+                yield Harness(backend, provider_in(backend), service, key, make)
 
     return opened
+
+
+def provider_in(backend: Backend) -> ProviderBackend:
+    """The provider's backend that makes the calls."""
+    found = backend.backends[0] if isinstance(backend, Router) else backend
+    assert isinstance(found, ProviderBackend)
+    return found
 
 
 def _openai(model: str, path: str = "/v1", **fixed: Any) -> Callable[..., OpenAI]:
@@ -150,6 +161,10 @@ def _litellm(url: str, **settings: Any) -> ProviderBackend:
     return LiteLLM("openai/gpt-4o", api_key=KEY, api_base=f"{url}/v1", **settings)
 
 
+def _router(url: str, **settings: Any) -> Router:
+    return Router([_openai("gpt-4o")(url, **settings)])
+
+
 SUBJECTS: list[Subject] = [
     Subject("openai-chat", harness(FakeOpenAI, _openai("gpt-4o"), KEY), "openai"),
     Subject("openai-reasoning", harness(FakeOpenAI, _openai("gpt-5.5"), KEY), "openai"),
@@ -162,6 +177,7 @@ SUBJECTS: list[Subject] = [
     _claude("sonnet-5"),
     _claude("3-haiku-20240307"),
     Subject("litellm", harness(FakeOpenAI, _litellm, KEY), "litellm"),
+    Subject("router", harness(FakeOpenAI, _router, KEY), "openai"),
     Subject("gemini", harness(FakeGemini, _gemini, GEMINI_KEY), "google.genai"),
     Subject("vertex", harness(FakeGemini, _vertex, TOKEN), "google.genai"),
 ]

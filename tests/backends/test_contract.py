@@ -312,7 +312,7 @@ class Colour(enum.Enum):
     ],
 )
 async def test_typed_values(at: Harness, dtype: type, said: str, value: object) -> None:
-    structured = at.backend.profile.dialect is not None and dtype in (bool, str)
+    structured = at.provider.profile.dialect is not None and dtype in (bool, str)
     at.service.answers = {"True": "true", '"hi there"': "hi there"}[said] if structured else said
     at.service.logprob_of = {"blue": -0.1}
     state = await run(at, dtype=dtype)
@@ -327,7 +327,7 @@ async def test_a_regular_expression_is_kept_by_asking_again(at: Harness) -> None
     assert isinstance(meta, sgl.Meta)
     assert state["answer"] == "1969"
     assert "asked 2 times" in meta.emulated
-    if not at.backend.profile.completion:
+    if not at.provider.profile.completion:
         assert "It is 1969." in str(at.service.bodies[1])
         assert "does not match" in str(at.service.bodies[1])
     assert state.usage.requests == 2
@@ -338,6 +338,15 @@ async def test_asking_again_has_an_end(at: Harness) -> None:
     with pytest.raises(OutputError, match="3 tries"):
         await run(at, regex=r"\d{4}")
     assert len(at.service.seen) == 3
+
+
+@pytest.mark.parametrize("reasks", [0, 1])
+async def test_how_often_it_is_asked_again_can_be_set(at: Harness, reasks: int) -> None:
+    at.service.answers = "no number"
+    async with at.make(max_reasks=reasks) as backend:
+        with pytest.raises(OutputError, match=f"{reasks + 1} tries"):
+            await answer.run(gen={"regex": r"\d{4}"}, backend=backend)
+    assert len(at.service.seen) == reasks + 1
 
 
 async def test_a_streamed_regular_expression_shows_only_what_matches(at: Harness) -> None:
@@ -386,6 +395,8 @@ async def test_what_a_schema_says_beyond_the_provider_is_checked(at: Harness) ->
     state = await run(at, json_schema=schema)
     assert sgl_json(state["answer"]) == {"a": "ok"}
     assert len(at.service.seen) == 2
+    if not at.provider.profile.completion:  # a text has no place for it
+        assert "does not fit the schema at $.a" in str(at.service.bodies[1])
 
 
 @pytest.mark.parametrize(
@@ -410,7 +421,7 @@ async def test_select(at: Harness, rule: sgl.ChoicesMethod) -> None:
     state = await choose.run(backend=at.backend)
     meta = state.meta("verdict")
     assert isinstance(meta, sgl.Meta)
-    if at.backend.profile.completion and rule.unconditional:
+    if at.provider.profile.completion and rule.unconditional:
         assert state["verdict"] in ("yes", "no", "maybe")
     else:
         assert state["verdict"] == "no"
@@ -484,6 +495,59 @@ async def test_a_turn_that_has_begun(at: Harness) -> None:
     assert native(at, "continue_assistant") == (not meta.emulated)
 
 
+@sgl.function(num_api_spec_tokens=48)
+async def character(s: sgl.ProgramState) -> None:
+    s += sgl.user("A name, a number and a job, please, as: Name: x Age: 1 Job: y")
+    with s.assistant():
+        s += "Name:" + sgl.gen("name", stop="\n", max_tokens=20)
+        s += "\nAge:" + sgl.gen("age", dtype=int) + "\nJob:" + sgl.gen("job", stop="\n")
+
+
+def in_one_call(at: Harness) -> bool:
+    return not native(at, "continue_assistant")
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_several_values_in_one_turn(at: Harness, streamed: bool) -> None:
+    whole = "Name: Ada\nAge: 36\nJob: count"
+    at.service.answers = whole if in_one_call(at) else [" Ada", "36", " count"]
+    if streamed:
+        async with character.stream(backend=at.backend) as running:
+            names = [piece async for piece in running.text("name")]
+            state = await running.result()
+        assert "".join(names) == state["name"]
+    else:
+        state = await character.run(backend=at.backend)
+    assert (state["name"].strip(), state.value("age"), state["job"]) == ("Ada", 36, " count")
+    meta = state.meta("age")
+    assert isinstance(meta, sgl.Meta)
+    spoken = [words for words in meta.emulated if "48 tokens for the whole turn" in words]
+    assert bool(spoken) == in_one_call(at)
+    assert len(at.service.seen) == state.usage.requests == (1 if in_one_call(at) else 3)
+    assert at.backend.statistics()["running"] == 0
+
+
+async def test_a_turn_that_does_not_fit_is_asked_for_again_and_then_value_by_value(
+    at: Harness,
+) -> None:
+    if not in_one_call(at):
+        at.service.answers = [" Ada", "36", " count"]
+        await character.run(backend=at.backend)
+        assert len(at.service.seen) == 3
+        return
+    at.service.answers = ["Ada, 36.", "Name: Ada\nYears: 36", "No.", "36", " count"]
+    state = await character.run(backend=at.backend)
+    assert (state["name"], state.value("age"), state["job"]) == (" Ada", 36, " count")
+    sent = [str(body) for body in at.service.bodies]
+    assert len(sent) == state.usage.requests == 5
+    assert "Age:<age: int>" in sent[1]
+    assert "Ada, 36." in sent[1]
+    assert "Name: Ada" in sent[3]
+    meta = state.meta("job")
+    assert isinstance(meta, sgl.Meta)
+    assert any("asked alone" in words for words in meta.emulated)
+
+
 # -- errors --------------------------------------------------------------------------------------
 
 
@@ -509,7 +573,7 @@ async def test_each_refusal_is_its_own_error(
         await run(at)
     assert type(caught.value) is kind
     assert caught.value.status == status
-    assert caught.value.backend == at.backend.name
+    assert caught.value.backend == at.provider.name
     assert "the fake was told to fail" in str(caught.value)
     assert len(at.service.seen) == tries
     assert at.key not in repr(caught.value) + str(caught.value) + repr(at.backend)
@@ -543,7 +607,7 @@ async def test_what_may_pass_is_tried_again(at: Harness, fault: Fault, streamed:
 
 
 async def test_retry_after_is_told(at: Harness) -> None:
-    at.backend.policy = RetryPolicy(max_retries=0)
+    at.provider.policy = RetryPolicy(max_retries=0)
     at.service.faults.append(Fault("status", 429, {"retry-after": "17"}))
     with pytest.raises(RateLimitError) as caught:
         await run(at)
@@ -551,7 +615,7 @@ async def test_retry_after_is_told(at: Harness) -> None:
 
 
 async def test_a_broken_connection(at: Harness) -> None:
-    at.backend.policy = RetryPolicy(max_retries=0)
+    at.provider.policy = RetryPolicy(max_retries=0)
     at.service.faults.append(Fault("disconnect"))
     with pytest.raises(BackendConnectionError):
         await run(at)
@@ -588,7 +652,7 @@ async def test_a_stream_that_breaks_is_an_error_and_not_an_answer(
 
 
 async def test_an_answer_that_is_not_json(at: Harness) -> None:
-    at.backend.policy = RetryPolicy(max_retries=0)
+    at.provider.policy = RetryPolicy(max_retries=0)
     at.service.faults.append(Fault("bad_json"))
     with pytest.raises(BackendError):
         await run(at)
@@ -596,7 +660,7 @@ async def test_an_answer_that_is_not_json(at: Harness) -> None:
 
 async def test_no_answer_in_time(subject: Subject) -> None:
     async with subject.open(timeout=0.2) as at:
-        at.backend.policy = RetryPolicy(max_retries=0)
+        at.provider.policy = RetryPolicy(max_retries=0)
         at.service.faults.append(Fault("no_answer"))
         with pytest.raises(BackendTimeout):
             await run(at)
@@ -617,7 +681,7 @@ async def test_a_slow_first_byte_is_waited_for(at: Harness) -> None:
 
 async def test_nothing_listens(at: Harness) -> None:
     await at.service.__aexit__(None, None, None)
-    at.backend.policy = RetryPolicy(max_retries=0)
+    at.provider.policy = RetryPolicy(max_retries=0)
     with pytest.raises(BackendConnectionError):
         await run(at)
 
@@ -668,7 +732,7 @@ async def test_cancelled_in_the_middle_of_a_stream(at: Harness) -> None:
 
 
 async def test_cancelled_in_the_back_off(at: Harness) -> None:
-    at.backend.policy = RetryPolicy(deadline=None)
+    at.provider.policy = RetryPolicy(deadline=None)
     at.service.faults.append(Fault("status", 429, {"retry-after": "600"}))
     task = asyncio.create_task(run(at))
     while at.backend.statistics()["retries"] < 1:  # noqa: ASYNC110 - retries have no event
