@@ -102,6 +102,7 @@ def litellm(session: nox.Session) -> None:
     session.install("-c", "constraints-litellm.txt", *tools, "-e", ".[http,litellm,openai]")
     names = ("test_contract.py", "test_litellm.py", "test_openai.py")
     chosen = ("-k", "litellm or openai or azure", *[f"tests/backends/{name}" for name in names])
+    chosen += ("tests/conformance",)
     session.run("pytest", "-W", "default", *(session.posargs or chosen))
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from email.utils import formatdate
 from typing import Any
 
 import pytest
-from blockbuster import blockbuster_ctx
 from pydantic import BaseModel
 
 import asyncsgl as sgl
@@ -36,17 +35,6 @@ from tests.fakes.service import PNG, Fault
 from .subjects import SUBJECTS, Harness, Subject
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
-    """As everywhere, but for LiteLLM, which reads files on the event loop itself."""
-    found = getattr(request.node, "callspec", None)
-    if found is not None and found.params["subject"].name == "litellm":
-        yield
-        return
-    with blockbuster_ctx(scanned_modules=["asyncsgl"]):
-        yield
 
 
 @pytest.fixture(params=SUBJECTS, ids=lambda subject: subject.name)

@@ -26,7 +26,6 @@ import asyncsgl as sgl
 from asyncsgl.backends.base import Backend
 from asyncsgl.errors import BadRequestError, ClosedError, UnsupportedFeature
 from asyncsgl.types import SAMPLING_FIELDS, GenRequest, Message, SamplingParams
-from tests.engine.conftest import save_model
 from tests.fakes.service import PNG
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +53,8 @@ class Local:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model whose tokens are bytes."""
+    from tests.engine.conftest import save_model  # not where LiteLLM has its environment
+
     return save_model("llama", tmp_path_factory.mktemp("model"))
 
 

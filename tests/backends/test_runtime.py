@@ -14,7 +14,6 @@ import pytest
 
 import asyncsgl as sgl
 from asyncsgl.types import GenRequest, Message, SamplingParams
-from tests.engine.conftest import save_model
 
 pytestmark = pytest.mark.anyio
 
@@ -22,6 +21,8 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model with a tokenizer of single bytes."""
+    from tests.engine.conftest import save_model  # not where LiteLLM has its environment
+
     return save_model("llama", tmp_path_factory.mktemp("model"))
 
 

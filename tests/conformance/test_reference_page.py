@@ -356,12 +356,11 @@ def test_snippet(
     page = PAGE[name]
     if "VertexAI" in page:
         request.getfixturevalue("as_google_account")
-    if "http://localhost:30000" in page or name in ("S21", "S22"):
-        url = served("")
-        names["ADDRESSES"] |= {"http://localhost:30000": url}
-        names["runtime_model"] = str(Path(LLAMA[0]).resolve())
+    if "http://localhost:30000" in page:
+        names["ADDRESSES"] |= {"http://localhost:30000": served("")}
     if name in ("S21", "S22"):
-        names["backend"] = asyncsgl.RuntimeEndpoint(url)
+        names["runtime_model"] = str(Path(LLAMA[0]).resolve())
+        names["backend"] = asyncsgl.RuntimeEndpoint(served(""))
         asyncsgl.set_default_backend(names["backend"])
     if name == "S7":
         names["ADDRESSES"] |= {"https://api.example.com": served("your-api-key")}
