@@ -101,8 +101,8 @@ def litellm(session: nox.Session) -> None:
     tools = nox.project.dependency_groups(PYPROJECT, "tests")
     session.install("-c", "constraints-litellm.txt", *tools, "-e", ".[http,litellm,openai]")
     names = ("test_contract.py", "test_litellm.py", "test_openai.py")
-    chosen = ("-k", "litellm or openai or azure", *[f"tests/backends/{name}" for name in names])
-    chosen += ("tests/conformance",)
+    files = [*(f"tests/backends/{name}" for name in names), "tests/conformance"]
+    chosen = ("-k", "litellm or openai or azure", *files)
     session.run("pytest", "-W", "default", *(session.posargs or chosen))
 
 
