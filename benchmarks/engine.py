@@ -121,15 +121,18 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     note(f"what the contestants print is in {logs}")
     figures = machine(asked.threads)
     sides = teams(asked, model)
-    results: list[Result] = []
-    for dtype in asked.dtype:
-        results += contest(sides, dtype, plan, logs, note, asked.profile)
-    return {
+    measured: dict[str, Any] = {
         "machine": figures,
         "command": sys.argv[1:],
         "bounds": bounds(asked, figures, model),
-        "results": [result.as_json() for result in results],
+        "results": [],
     }
+    for dtype in asked.dtype:
+        for result in contest(sides, dtype, plan, logs, note, asked.profile):
+            measured["results"].append(result.as_json())
+            if asked.json is not None:  # each time: a run that is cut short keeps what it has
+                asked.json.write_text(json.dumps(measured, indent=1) + "\n")
+    return measured
 
 
 def show(measured: Sequence[dict[str, Any]], most_foreign: float) -> None:
@@ -151,10 +154,7 @@ def main() -> None:
     if asked.show:
         show([json.loads(path.read_text()) for path in asked.show], asked.max_foreign)
         return
-    measured = measure(asked)
-    show([measured], asked.max_foreign)
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(measured, indent=1) + "\n")
+    show([measure(asked)], asked.max_foreign)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import asyncsgl as sgl
 from asyncsgl_engine.hub import resolve_model
@@ -30,6 +31,7 @@ from benchmarks.suite.programs import CASES
 from benchmarks.suite.sides import Side, local, vllm
 
 ON, OFF, VLLM = "ours", "cache off", "vllm server"
+MOST_FOREIGN = 0.1  # CPUs that others may use before a run counts as disturbed
 
 
 def arguments() -> argparse.Namespace:
@@ -45,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=os.environ.get("ASYNCSGL_PEERS"))
     parser.add_argument("--no-peers", action="store_true", help="our engine alone")
     parser.add_argument("--json", type=Path, help="write the results there too")
+    parser.add_argument("--show", type=Path, nargs="+", help="print such files; measure nothing")
     return parser.parse_args()
 
 
@@ -102,55 +105,68 @@ async def measure(asked: argparse.Namespace) -> list[Outcome]:
     return outcomes
 
 
-def speeds(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
+def as_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The outcomes as they are written: in place of the texts, how many are as ours."""
+    ours = {outcome.case: outcome.texts for outcome in outcomes if outcome.side == ON}
+    return [
+        outcome.as_json()
+        | {"same": sum(a == b for a, b in zip(outcome.texts, ours[outcome.case], strict=True))}
+        for outcome in outcomes
+    ]
+
+
+def speeds(rows: Sequence[dict[str, Any]]) -> str:
     """Seconds on each side, and how many times ours is faster."""
-    rows = []
-    for name in names:
-        by_side = {outcome.side: outcome for outcome in outcomes if outcome.case == name}
-        ours, off, peer = by_side[ON], by_side[OFF], by_side.get(VLLM)
-        row = [CASES[name].title, f"{ours.rows}", f"{ours.calls}", f"{ours.output_tokens}"]
-        row += [f"{ours.wall_s:.2f}", f"{off.wall_s:.2f}", f"{off.wall_s / ours.wall_s:.2f}"]
-        if peer is not None:
-            row += [f"{peer.wall_s:.2f}", f"{peer.wall_s / ours.wall_s:.2f}"]
-        rows.append(row)
+    lines = []
+    for name, sides in by_case(rows).items():
+        ours = sides[ON]
+        line = [CASES[name].title, *(f"{ours[key]}" for key in ("rows", "calls", "output_tokens"))]
+        line.append(f"{ours['wall_s']:.2f}")
+        for other in (OFF, VLLM):
+            side = sides.get(other)
+            line += [_star(side), f"{side['wall_s'] / ours['wall_s']:.2f}"] if side else ["-", "-"]
+        lines.append(line)
     columns = ["rows", "calls", "tokens made", "ours s", "cache off s", "off/ours"]
-    if any(outcome.side == VLLM for outcome in outcomes):
-        columns += ["vLLM server s", "vLLM/ours"]
-    return table("program", columns, rows)
+    return table("program", [*columns, "vLLM server s", "vLLM/ours"], lines)
 
 
-def hits(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
+def _star(side: dict[str, Any]) -> str:
+    """Seconds, with a star where other processes disturbed them."""
+    return f"{side['wall_s']:.2f}" + ("*" if (side["foreign_cpus"] or 0.0) > MOST_FOREIGN else "")
+
+
+def hits(rows: Sequence[dict[str, Any]]) -> str:
     """Hit rates beside the best that is possible."""
-    rows = []
-    for name in names:
-        by_side = {outcome.side: outcome for outcome in outcomes if outcome.case == name}
-        ours, off, peer = by_side[ON], by_side[OFF], by_side.get(VLLM)
-        row = [CASES[name].title, f"{ours.prompt_tokens:.0f}"]
-        row += [f"{ours.hit_rate:.1%}", f"{ours.best_hit_rate:.1%}"]
-        if peer is not None:
-            row += [f"{peer.hit_rate:.1%}", f"{peer.best_hit_rate:.1%}"]
-        same = sum(a == b for a, b in zip(ours.texts, off.texts, strict=True))
-        rows.append([*row, f"{same} of {len(ours.texts)}"])
-    columns = ["prompt tokens", "hit rate", "best possible"]
-    if any(outcome.side == VLLM for outcome in outcomes):
-        columns += ["vLLM", "best possible there"]
-    return table("program", [*columns, "same text on and off"], rows)
+    lines = []
+    for name, sides in by_case(rows).items():
+        line = [CASES[name].title, f"{sides[ON]['prompt_tokens']:.0f}"]
+        for each in (ON, VLLM):
+            side = sides.get(each)
+            rates = [f"{side[key]:.1%}" for key in ("hit_rate", "best_hit_rate")] if side else []
+            line += rates or ["-", "-"]
+        lines.append([*line, f"{sides[OFF]['same']} of {sides[OFF]['rows']}"])
+    columns = ["prompt tokens", "hit rate", "best possible", "vLLM", "best possible there"]
+    return table("program", [*columns, "same text on and off"], lines)
 
 
-def as_json(outcome: Outcome) -> dict[str, object]:
-    values: dict[str, object] = {
-        name: getattr(outcome, name) for name in outcome.__slots__ if name != "texts"
-    }
-    return values | {"hit_rate": outcome.hit_rate}
+def by_case(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["case"], {})[row["side"]] = row
+    return found
 
 
 def main() -> None:
-    """Measure, and print what came out."""
+    """Measure, and print what came out; or print what came out before."""
     asked = arguments()
-    outcomes = asyncio.run(measure(asked))
-    print(f"{speeds(outcomes, asked.only)}\n\n{hits(outcomes, asked.only)}", flush=True)
+    if asked.show:
+        files = [json.loads(path.read_text()) for path in asked.show]
+        rows = [row for each in files for row in each["results"]]
+    else:
+        rows = as_rows(asyncio.run(measure(asked)))
+    print(f"{speeds(rows)}\n\n{hits(rows)}", flush=True)
     if asked.json is not None:
-        value = {"command": sys.argv[1:], "results": [as_json(outcome) for outcome in outcomes]}
+        value = {"command": sys.argv[1:], "results": rows}
         asked.json.write_text(json.dumps(value, indent=1) + "\n")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from asyncsgl.testing import RecordingBackend
 from asyncsgl.types import Generation, GenRequest, Scores
@@ -49,6 +50,11 @@ class Outcome:
     best_hit_rate: float
     foreign_cpus: float | None
     texts: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the texts."""
+        values = {name: value for name, value in asdict(self).items() if name != "texts"}
+        return values | {"hit_rate": self.hit_rate}
 
     @property
     def hit_rate(self) -> float:
