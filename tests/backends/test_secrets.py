@@ -26,8 +26,6 @@ async def at(request: pytest.FixtureRequest) -> AsyncGenerator[Harness, None]:
     if subject.missing:
         pytest.skip(f"{subject.missing} is not installed")
     async with subject.open() as opened:
-        if not hasattr(opened.backend, "settings"):
-            pytest.skip("is no provider's")
         yield opened
 
 
@@ -38,7 +36,7 @@ async def ask(s: sgl.ProgramState) -> None:
 
 
 async def test_a_key_that_the_service_repeats_is_not_shown(at: Harness) -> None:
-    at.backend.policy = RetryPolicy(max_retries=0)
+    at.provider.policy = RetryPolicy(max_retries=0)
     words = f"the key {at.key} is wrong"
     for status in (400, 401, 429, 500):
         at.service.faults.append(Fault("status", status, message=words))
@@ -51,7 +49,7 @@ async def test_a_key_that_the_service_repeats_is_not_shown(at: Harness) -> None:
 async def test_logs_and_tracebacks_have_no_key(
     at: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    at.backend.policy = RetryPolicy(max_retries=0)
+    at.provider.policy = RetryPolicy(max_retries=0)
     with caplog.at_level(logging.DEBUG):
         await ask.run(backend=at.backend)
         for fault in (Fault("status", 401), Fault("disconnect"), Fault("bad_json")):
@@ -63,8 +61,9 @@ async def test_logs_and_tracebacks_have_no_key(
 
 
 async def test_what_names_a_backend_has_no_key(at: Harness) -> None:
-    backend = at.backend
-    shown = [repr(backend), str(backend), backend.identity, repr(backend.settings)]
+    backend = at.provider
+    shown = [repr(at.backend), at.backend.identity]
+    shown += [repr(backend), str(backend), backend.identity, repr(backend.settings)]
     shown += [repr(backend.limiter), str(backend.statistics()), repr(backend.capabilities)]
     shown += [repr(value) for value in vars(backend).values() if is_dataclass(value)]
     assert not [text for text in shown if at.key in text]
