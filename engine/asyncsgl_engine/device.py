@@ -27,7 +27,9 @@ def inspect_device(asked: str) -> DeviceFacts:
     threads = torch.get_num_threads()
     if has_cuda and asked != "cpu":
         free, _ = torch.cuda.mem_get_info()
-        return DeviceFacts("cuda", free, torch.cuda.is_bf16_supported(), threads)
+        return DeviceFacts(
+            "cuda", free, torch.cuda.is_bf16_supported(including_emulation=False), threads
+        )
     return DeviceFacts("cpu", _free_memory(), _multiplies_bfloat16(), threads)
 
 

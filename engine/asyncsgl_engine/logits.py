@@ -11,7 +11,7 @@ import torch
 from .plan import Mask, Seat
 from .transfer import upload
 
-__all__ = ["LogitEditor"]
+__all__ = ["LogitEditor", "refused_tokens"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -135,14 +135,19 @@ class LogitEditor:
         logits.index_put_(place, self._tensor(added), accumulate=True)
 
     def _restrict(self, logits: torch.Tensor, mask: Mask) -> None:
-        allowed = np.unpackbits(mask.bits.view(np.uint8), axis=1, bitorder="little")
-        columns = min(allowed.shape[1], self._vocab)
-        refused = self._tensor(allowed[:, :columns]) == 0
+        refused = self._refused(mask)[:, : self._vocab]
+        columns = refused.shape[1]
         index = self._tensor(np.array(mask.rows, dtype=np.int64))
         part = logits[index]
         part[:, :columns].masked_fill_(refused, -torch.inf)
         part[:, columns:] = -torch.inf
         logits[index] = part
+
+    def _refused(self, mask: Mask) -> torch.Tensor:
+        if self._device.type != "cpu":
+            return refused_tokens(self._tensor(mask.bits))
+        allowed = np.unpackbits(mask.bits.view(np.uint8), axis=1, bitorder="little")
+        return torch.from_numpy(allowed) == 0
 
     def _column(self, values: Floats) -> torch.Tensor:
         return self._tensor(values)[:, None]
@@ -156,3 +161,16 @@ class LogitEditor:
             self._seen = torch.zeros(shape, dtype=torch.bool, device=self._device)
             self._counts = torch.zeros(shape, dtype=torch.float32, device=self._device)
         return self._seen, self._counts
+
+
+def refused_tokens(bits: torch.Tensor) -> torch.Tensor:
+    """Unpack a mask where it lies: a thirty-second of the bytes goes to the device.
+
+    Args:
+        bits: (rows, words), int32, as `Mask.bits`.
+
+    Returns:
+        (rows, 32 * words), True where a token is not allowed.
+    """
+    places = torch.arange(32, dtype=bits.dtype, device=bits.device)
+    return ((bits[:, :, None] >> places) & 1 == 0).flatten(1)

@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from asyncsgl_engine.logits import LogitEditor
+from asyncsgl_engine.logits import LogitEditor, refused_tokens
 from asyncsgl_engine.plan import Mask, Seat
 from asyncsgl_engine.request import Request, Sampling
 from asyncsgl_engine.sampler import Sampler, pick, uniform
@@ -184,3 +184,10 @@ def test_a_token_without_weight_is_never_picked() -> None:
     weights = torch.tensor([[0.0, 1.0, 0.0, 2.0, 0.0]])
     for chance in (0.0, 0.33, 0.34, 0.9999999):
         assert int(pick(weights, torch.tensor([chance]))[0]) in (1, 3)
+
+
+def test_masks_are_unpacked_the_same_on_other_devices() -> None:
+    bits = np.random.default_rng(0).integers(-(2**31), 2**31, (3, 7), dtype=np.int32)
+    bits[0, 0], bits[0, 1] = -1, np.int32(-(2**31))
+    allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
+    assert torch.equal(refused_tokens(torch.from_numpy(bits)), torch.from_numpy(allowed) == 0)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from asyncsgl_engine.attention.triton_attention import Tiles, splits_for, tiles_for
+from asyncsgl_engine.attention.triton_attention import Tiles, obstacle, splits_for, tiles_for
+from asyncsgl_engine.config import ModelFacts
 
 FOLDER = Path(__file__).parent
 NEEDS_TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -39,7 +40,9 @@ def run_cases(file: str, names: str, folder: Path, interpreted: bool) -> None:
 
 @NEEDS_TRITON
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("names", ["tokens_attend or tiles or one_kind", "greedy or bfloat16_is"])
+@pytest.mark.parametrize(
+    "names", ["tokens_attend or tiles or one_kind or padding", "greedy or bfloat16_is"]
+)
 def test_interpreted(names: str, tmp_path: Path) -> None:
     run_cases("triton_cases.py", names, tmp_path, interpreted=True)
 
@@ -66,3 +69,29 @@ def test_tiles_are_powers_of_two_that_matrix_products_take(dtype: torch.dtype) -
         for size in (tiles.decode, tiles.lines, tiles.prefill):
             assert size >= 16
             assert size & (size - 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "capability", "reason"),
+    [
+        (torch.bfloat16, 128, (9, 0), None),
+        (torch.float32, 80, (8, 0), None),
+        (torch.float64, 128, (9, 0), "float64"),
+        (torch.bfloat16, 320, (9, 0), "320"),
+        (torch.float16, 128, (7, 5), "capability 8.0"),
+    ],
+)
+@NEEDS_TRITON
+def test_what_the_kernels_cannot_do_is_named(
+    dtype: torch.dtype, head_dim: int, capability: tuple[int, int], reason: str | None
+) -> None:
+    facts = ModelFacts("Some", 2, 8, 2, head_dim, 100, 100, "float32")
+    found = obstacle(dtype, facts, capability)
+    assert found is None if reason is None else found is not None and reason in found
+
+
+def test_without_triton_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [])
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    facts = ModelFacts("Some", 2, 8, 2, 64, 100, 100, "float32")
+    assert "asyncsgl[gpu]" in str(obstacle(torch.float32, facts, (9, 0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from asyncsgl_engine.attention import LayerCall, StepContext
 from asyncsgl_engine.attention.triton_attention import Tiles, TritonAttention
 from asyncsgl_engine.config import EngineConfig
-from asyncsgl_engine.graphs import Replay
+from asyncsgl_engine.graphs import Replay, StaticInputs
+from asyncsgl_engine.inputs import InputBuilder
+from asyncsgl_engine.kv_cache import KVCache
+from asyncsgl_engine.plan import Plan, Row
 from tests.engine.attention_cases import Shape, check
 from tests.engine.direct import core_for, generate, logit_errors, serve, workload
 
@@ -59,6 +64,25 @@ def test_steps_of_one_kind(lengths: tuple[tuple[int, int], ...]) -> None:
     check(TritonAttention(4, SMALL), Shape(4, 2, 16, 16), torch.float32, CPU, lengths)
 
 
+def test_padding_of_a_graph_reads_and_writes_nothing() -> None:
+    inputs = StaticInputs(rows=4, pages=4, page_size=8, device=CPU)
+    row = Row(0, [1], 20, [3, 1, 2], 0, 1, (), sample=True)
+    inputs.load(InputBuilder(1, 8, 4, False, CPU, True).build(Plan((row,))), 4)
+    cache = KVCache(1, 5, 8, 2, 16, torch.float32, CPU)
+    for part in (cache.keys[0], cache.values[0]):
+        part.fill_(math.nan)
+        part[[24 + place for place in range(8)] + [8 + place for place in range(8)]] = 1.0
+        part[16:20] = 1.0
+    query, key, value = torch.ones(4, 4, 16), torch.ones(4, 2, 16), torch.ones(4, 2, 16)
+    backend = TritonAttention(32, SMALL)
+    call = LayerCall(query, key, value, 0, 0.25, None, None)
+    out = backend.attend(call, StepContext(inputs.view(4), cache, backend))
+    torch.testing.assert_close(out[0], torch.ones(4, 16))
+    assert torch.equal(out[1:], torch.zeros(3, 4, 16))
+    written = ~cache.keys[0].isnan().any(-1).any(-1)
+    assert written.nonzero()[:, 0].tolist() == [*range(8, 21), *range(24, 32)]
+
+
 class Again:
     """Captures nothing: a replay computes again, into the same tensor."""
 
@@ -78,7 +102,7 @@ class Again:
 
 @pytest.mark.parametrize(
     ("kind", "page_size", "graphs"),
-    [("llama", 16, 3), ("qwen2", 4, 0), ("gpt2", 1, 2)],
+    [("llama", 16, 4), ("qwen2", 4, 0), ("gpt2", 1, 4)],
 )
 def test_greedy_tokens_equal_generate(
     kind: str, page_size: int, graphs: int, model_folder: Callable[[str], Path]

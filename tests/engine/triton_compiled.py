@@ -126,6 +126,8 @@ def stack_bytes(binary: bytes, folder: Path) -> int:
         (torch.bfloat16, 32, 8, 128, None, 80),
         (torch.bfloat16, 32, 8, 128, None, 90),
         (torch.bfloat16, 9, 3, 64, None, 90),
+        (torch.bfloat16, 32, 8, 128, None, 100),
+        (torch.bfloat16, 8, 4, 256, None, 120),
         (torch.float16, 8, 4, 256, 4096, 90),
         (torch.float32, 4, 2, 80, 100, 90),
     ],

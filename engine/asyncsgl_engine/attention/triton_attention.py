@@ -13,12 +13,13 @@ import torch
 from ..config import ModelFacts
 from .base import LayerCall, StepContext
 
-__all__ = ["Tiles", "TritonAttention", "build_triton", "splits_for", "tiles_for"]
+__all__ = ["Tiles", "TritonAttention", "build_triton", "obstacle", "splits_for", "tiles_for"]
 
 _log = logging.getLogger(__name__)
 
 _MOST_GROUP, _LEAST_DIM, _MOST_DIM = 128, 16, 256
 _MOST_SPLITS = 64
+_LEAST_CAPABILITY = (8, 0)  # copies from global to shared memory ahead of their use
 _EVERYTHING = 1 << 30  # a window that no sequence fills
 _WRITE_LINES = 8
 
@@ -224,16 +225,29 @@ def build_triton(dtype: torch.dtype, facts: ModelFacts) -> TritonAttention | Non
         dtype: of queries, keys and values.
         facts: of the model.
     """
-    sizes = (facts.num_heads, facts.num_kv_heads, facts.head_dim)
-    fits = TritonAttention.takes(dtype, *sizes)
-    if fits and find_spec("triton") is not None:
-        return TritonAttention(torch.cuda.get_device_properties(None).multi_processor_count)
-    reason = (
-        "Triton is missing (pip install 'asyncsgl[gpu]')"
-        if fits
-        else f"they do not fit {dtype} and (heads, key heads, head size) = {sizes}"
-    )
+    device = torch.cuda.current_device()
+    reason = obstacle(dtype, facts, torch.cuda.get_device_capability(device))
+    if reason is None:
+        return TritonAttention(torch.cuda.get_device_properties(device).multi_processor_count)
     _log.warning("attention goes without Triton's kernels, and slowly: %s", reason)
+    return None
+
+
+def obstacle(dtype: torch.dtype, facts: ModelFacts, capability: tuple[int, int]) -> str | None:
+    """Why the kernels cannot be used; None where they can.
+
+    Args:
+        dtype: of queries, keys and values.
+        facts: of the model.
+        capability: of the device.
+    """
+    sizes = (facts.num_heads, facts.num_kv_heads, facts.head_dim)
+    if not TritonAttention.takes(dtype, *sizes):
+        return f"they do not fit {dtype} with (heads, key heads, head size) = {sizes}"
+    if capability < _LEAST_CAPABILITY:
+        return f"they need compute capability 8.0, and this device has {capability}"
+    if find_spec("triton") is None:
+        return "Triton is missing; pip install 'asyncsgl[gpu]' brings it"
     return None
 
 
