@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from openai.types import Completion as TextCompletion
     from openai.types import CompletionUsage
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
+    from openai.types.completion_choice import CompletionChoice
     from openai.types.completion_choice import Logprobs as TextLogprobs
 
 __all__ = [
@@ -167,10 +168,6 @@ def _stop_of(choice: object) -> str | None:
     return None
 
 
-def _no_answer(backend: str, request_id: str) -> BackendError:
-    return BackendError("the answer has no choices", backend=backend, request_id=request_id)
-
-
 def chat_reply(found: ChatCompletion, backend: str) -> Reply:
     """A whole chat completion.
 
@@ -178,36 +175,82 @@ def chat_reply(found: ChatCompletion, backend: str) -> Reply:
         ContentFilterError: it was withheld.
         BackendError: there is none.
     """
-    if not found.choices:
-        raise _no_answer(backend, found.id)
+    return _reply(found, backend, [_chat_piece(one, one.message) for one in found.choices])
+
+
+def completion_reply(found: TextCompletion, backend: str) -> Reply:
+    """A whole text completion. Raises as :func:`chat_reply`."""
+    return _reply(found, backend, [_text_piece(one) for one in found.choices])
+
+
+def chat_pieces(chunk: ChatCompletionChunk) -> Iterator[Piece]:
+    """The pieces in one chunk of a stream; the last chunk has usage and no choices."""
+    yield _head(chunk)
+    for choice in chunk.choices:
+        yield _chat_piece(choice, choice.delta)
+
+
+def completion_pieces(chunk: TextCompletion) -> Iterator[Piece]:
+    """The pieces in one chunk of a stream."""
+    yield _head(chunk)
+    for choice in chunk.choices:
+        yield _text_piece(choice)
+
+
+def _reply(found: Any, backend: str, pieces: Sequence[Piece]) -> Reply:
+    """The answer whose choices are ``pieces``."""
+    if not pieces:
+        raise BackendError("the answer has no choices", backend=backend, request_id=found.id)
     usage = usage_of(getattr(found, "usage", None)) or Usage(requests=1)
     completions: list[Completion] = []
-    for choice in sorted(found.choices, key=lambda one: one.index):
-        message = choice.message
-        text = message.content or ""
-        finish = _finish(choice.finish_reason) or "stop"
-        checked_finish(backend, finish, text, _refusal(message), found.id)
-        entries = _entries(choice)
+    for piece in sorted(pieces, key=lambda one: one.index):
+        finish = piece.finish or "stop"
+        checked_finish(backend, finish, piece.text, piece.refusal, found.id)
         completions.append(
             Completion(
-                text,
+                piece.text,
                 finish,
-                _stop_of(choice),
-                logprobs=_chat_logprobs(entries) if entries is not None else None,
-                reasoning=_reasoning(message),
-                completion_tokens=usage.completion_tokens // len(found.choices),
+                piece.matched_stop,
+                logprobs=piece.logprobs or None,
+                reasoning=piece.reasoning or None,
+                completion_tokens=usage.completion_tokens // len(pieces),
             )
         )
     return Reply(tuple(completions), usage, found.model, found.id)
 
 
-def _refusal(message: object) -> str:
-    return getattr(message, "refusal", None) or ""
+def _head(chunk: ChatCompletionChunk | TextCompletion) -> Piece:
+    """What a chunk says of the whole answer."""
+    return Piece(
+        usage=usage_of(getattr(chunk, "usage", None)),
+        model=chunk.model or "",
+        request_id=chunk.id or "",
+    )
 
 
-def _entries(choice: object) -> Sequence[Any] | None:
-    """The logprobs of one choice, if it has some."""
-    return getattr(getattr(choice, "logprobs", None), "content", None)
+def _chat_piece(choice: Any, said: Any) -> Piece:
+    """One choice, whose text is in ``said``: its message, or what of it is new."""
+    entries = getattr(getattr(choice, "logprobs", None), "content", None)
+    return Piece(
+        choice.index,
+        said.content or "",
+        _reasoning(said) or "",
+        _chat_logprobs(entries) if entries else (),
+        _finish(choice.finish_reason),
+        _stop_of(choice),
+        refusal=getattr(said, "refusal", None) or "",
+    )
+
+
+def _text_piece(choice: CompletionChoice) -> Piece:
+    finish: str | None = choice.finish_reason
+    return Piece(
+        choice.index,
+        choice.text or "",
+        logprobs=_text_logprobs(choice.logprobs) if choice.logprobs is not None else (),
+        finish=_finish(finish),
+        matched_stop=_stop_of(choice),
+    )
 
 
 def _reasoning(message: object) -> str | None:
@@ -228,54 +271,7 @@ def _chat_logprobs(entries: Sequence[Any]) -> tuple[TokenLogprob, ...]:
     )
 
 
-def chat_pieces(chunk: ChatCompletionChunk) -> Iterator[Piece]:
-    """The pieces in one chunk of a stream; the last chunk has usage and no choices."""
-    yield Piece(
-        usage=usage_of(getattr(chunk, "usage", None)),
-        model=chunk.model or "",
-        request_id=chunk.id or "",
-    )
-    for choice in chunk.choices:
-        delta = choice.delta
-        entries = _entries(choice)
-        yield Piece(
-            choice.index,
-            delta.content or "",
-            _reasoning(delta) or "",
-            _chat_logprobs(entries) if entries else (),
-            _finish(choice.finish_reason),
-            _stop_of(choice),
-            refusal=_refusal(delta),
-        )
-
-
-def completion_reply(found: TextCompletion, backend: str) -> Reply:
-    """A whole text completion.
-
-    Raises:
-        ContentFilterError: it was withheld.
-        BackendError: there is none.
-    """
-    if not found.choices:
-        raise _no_answer(backend, found.id)
-    usage = usage_of(getattr(found, "usage", None)) or Usage(requests=1)
-    completions: list[Completion] = []
-    for choice in sorted(found.choices, key=lambda one: one.index):
-        finish = _finish(choice.finish_reason) or "stop"
-        checked_finish(backend, finish, choice.text, "", found.id)
-        completions.append(
-            Completion(
-                choice.text,
-                finish,
-                _stop_of(choice),
-                logprobs=text_logprobs(choice.logprobs) if choice.logprobs is not None else None,
-                completion_tokens=usage.completion_tokens // len(found.choices),
-            )
-        )
-    return Reply(tuple(completions), usage, found.model, found.id)
-
-
-def text_logprobs(found: TextLogprobs) -> tuple[TokenLogprob, ...]:
+def _text_logprobs(found: TextLogprobs) -> tuple[TokenLogprob, ...]:
     """The logprobs of a text completion."""
     tops = found.top_logprobs or []
     return tuple(
@@ -291,21 +287,3 @@ def text_logprobs(found: TextLogprobs) -> tuple[TokenLogprob, ...]:
             zip(found.tokens or [], found.token_logprobs or [], strict=False)
         )
     )
-
-
-def completion_pieces(chunk: TextCompletion) -> Iterator[Piece]:
-    """The pieces in one chunk of a stream."""
-    yield Piece(
-        usage=usage_of(getattr(chunk, "usage", None)),
-        model=chunk.model or "",
-        request_id=chunk.id or "",
-    )
-    for choice in chunk.choices:
-        finish: str | None = choice.finish_reason
-        yield Piece(
-            choice.index,
-            choice.text or "",
-            logprobs=text_logprobs(choice.logprobs) if choice.logprobs is not None else (),
-            finish=_finish(finish),
-            matched_stop=_stop_of(choice),
-        )

@@ -6,9 +6,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from ..errors import InvalidArgument
-from .limits import Concurrency
+from .limits import MAX_ADAPTIVE, Concurrency
 
 __all__ = ["Settings"]
+
+_CONNECTIONS = 1000
+"""Connections where nothing is said of calls at once: what a process may open by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,13 @@ class Settings:
             raise InvalidArgument("timeout", f"must be above 0, got {self.timeout!r}")
         if self.max_reasks < 0:
             raise InvalidArgument("max_reasks", f"must be 0 or more, got {self.max_reasks!r}")
+
+    @property
+    def connections(self) -> int:
+        """How many connections there may be: one for each call that may be under way."""
+        if self.concurrency is None:
+            return _CONNECTIONS
+        return MAX_ADAPTIVE if isinstance(self.concurrency, str) else self.concurrency
 
     @classmethod
     def taken_from(cls, arguments: dict[str, Any]) -> Self:

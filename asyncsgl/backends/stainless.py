@@ -8,13 +8,11 @@ from typing import Any
 
 from ..errors import BackendConnectionError, BackendError, BackendTimeout, InvalidArgument
 from .http_errors import error_of_status
-from .limits import MAX_ADAPTIVE, Concurrency
 from .sdk_errors import failed_to_connect, no_secrets, transport_error
 from .settings import Settings
 
 __all__ = ["as_it_is", "make_client", "sdk_error"]
 
-_MAX_CONNECTIONS = 1000
 _CALL_OPTIONS = ("extra_headers", "extra_query", "extra_body", "timeout")
 
 
@@ -51,20 +49,19 @@ def make_client(sdk_name: str, kind: str, arguments: Mapping[str, Any], settings
     sdk = import_module(sdk_name)
     given = {name: value for name, value in arguments.items() if value is not None}
     if "http_client" not in given:
-        given["http_client"] = _http_client(sdk, settings.concurrency)
+        given["http_client"] = _http_client(sdk, settings.connections)
     try:
         return getattr(sdk, kind)(timeout=settings.timeout, max_retries=0, **given)
     except (TypeError, ValueError, _base_error(sdk)) as error:
         raise InvalidArgument("client_args", no_secrets(str(error))) from error
 
 
-def _http_client(sdk: Any, concurrency: Concurrency) -> Any:
-    """The SDK's HTTP client, over aiohttp where that is there, with room for all calls."""
-    most = _MAX_CONNECTIONS
-    if concurrency is not None:
-        most = MAX_ADAPTIVE if isinstance(concurrency, str) else concurrency
+def _http_client(sdk: Any, connections: int) -> Any:
+    """The SDK's HTTP client, over aiohttp where that is there."""
     library = "httpx" if sdk.__version__.startswith("2.") and sdk.__name__ == "openai" else "httpx2"
-    limits = import_module(library).Limits(max_connections=most, max_keepalive_connections=most)
+    limits = import_module(library).Limits(
+        max_connections=connections, max_keepalive_connections=connections
+    )
     try:
         return sdk.DefaultAioHttpClient(limits=limits)
     except RuntimeError:

@@ -196,7 +196,7 @@ class VertexAI(ProviderBackend):
         if find_spec("aiohttp") is not None:
             import aiohttp
 
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15)
+            connector = aiohttp.TCPConnector(limit=self.settings.connections, keepalive_timeout=15)
             tracing = aiohttp.TraceConfig()
             tracing.on_request_end.append(_note_connection)
             options["aiohttp_client"] = aiohttp.ClientSession(

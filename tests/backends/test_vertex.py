@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from asyncsgl.errors import (
     InvalidArgument,
 )
 from tests.fakes.gemini import KEY, FakeGemini
+from tests.fakes.service import Fault
 
 pytest.importorskip("google.genai")
 pytestmark = pytest.mark.anyio
@@ -92,6 +94,16 @@ async def test_thoughts_are_kept_apart(fake: FakeGemini, streamed: bool) -> None
     assert (state["answer"], state["answer_reasoning_content"]) == ("Hello world", "Because.")
     assert state.usage.reasoning_tokens == 5
     assert state.usage.completion_tokens == 7
+
+
+@pytest.mark.parametrize("concurrency", [None, "auto"])
+async def test_many_calls_have_their_connections_each(
+    fake: FakeGemini, concurrency: str | None
+) -> None:
+    fake.faults.extend([Fault("slow", seconds=0.2)] * 150)
+    async with at(fake, concurrency=concurrency) as backend:
+        await asyncio.gather(*[ask.run(backend=backend) for _ in range(150)])
+    assert fake.most_running > (16 if concurrency else 100)
 
 
 @sgl.function
