@@ -12,6 +12,7 @@ import pytest
 import asyncsgl as sgl
 from asyncsgl.backends.retry import RetryPolicy
 from asyncsgl.backends.sdk_errors import no_secrets
+from tests.fakes.openai import FakeOpenAI
 from tests.fakes.service import Fault
 
 from .subjects import SUBJECTS, Harness, Subject
@@ -44,6 +45,16 @@ async def test_a_key_that_the_service_repeats_is_not_shown(at: Harness) -> None:
             await ask.run(backend=at.backend)
         said = [str(caught.value), repr(caught.value), caught.value.message]
         assert not [text for text in said if at.key in text]
+
+
+async def test_a_key_of_no_known_form_is_not_shown_either() -> None:
+    key = "tulips, daffodils"
+    async with FakeOpenAI() as fake:
+        fake.faults.append(Fault("status", 401, message=f"wrong: {key}!"))
+        async with sgl.OpenAI("gpt-4o", base_url=f"{fake.url}/v1", api_key=key) as backend:
+            with pytest.raises(sgl.AuthenticationError, match=r"wrong: \*\*\*!") as caught:
+                await ask.run(backend=backend)
+    assert key not in str(caught.value) + caught.value.message
 
 
 async def test_logs_and_tracebacks_have_no_key(
