@@ -456,10 +456,10 @@ async def test_only_a_price_that_is_known_is_said(fake: FakeOpenAI) -> None:
 async def test_there_are_connections_for_as_many_calls_as_the_service_bears(
     fake: FakeOpenAI,
 ) -> None:
-    fake.faults.extend([Fault("slow", seconds=0.1)] * 200)
+    fake.faults.extend([Fault("slow", seconds=0.2)] * 160)
     async with at(fake, concurrency="auto") as backend:
         begun = backend.limiter.concurrency
-        await asyncio.gather(*[ask.run(backend=backend) for _ in range(200)])
+        await asyncio.gather(*[ask.run(backend=backend) for _ in range(160)])
         assert begun + 5 < backend.limiter.concurrency
     assert fake.most_running > begun + 5
 
