@@ -134,6 +134,15 @@ async def test_a_model_that_refuses_prefill_is_remembered(fake: FakeAnthropic) -
     assert len(fake.seen) == 3
 
 
+async def test_a_model_that_refuses_sampling_is_remembered(fake: FakeAnthropic) -> None:
+    async with at(fake, "claude-sonnet-5", sampling=True) as backend:
+        for _ in range(2):
+            with pytest.raises(UnsupportedFeature, match="temperature"):
+                await ask.run(gen={"temperature": 0.5}, backend=backend)
+        await ask.run(backend=backend)
+    assert len(fake.seen) == 2
+
+
 async def test_a_model_that_refuses_schemas_is_remembered(fake: FakeAnthropic) -> None:
     fake.structured = False
     fake.answers = '{"a": 1}'

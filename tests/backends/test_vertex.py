@@ -16,6 +16,7 @@ from asyncsgl.errors import (
     ContentFilterError,
     ContextLengthError,
     InvalidArgument,
+    RateLimitError,
 )
 from tests.fakes.gemini import KEY, FakeGemini
 from tests.fakes.service import Fault
@@ -94,6 +95,14 @@ async def test_thoughts_are_kept_apart(fake: FakeGemini, streamed: bool) -> None
     assert (state["answer"], state["answer_reasoning_content"]) == ("Hello world", "Because.")
     assert state.usage.reasoning_tokens == 5
     assert state.usage.completion_tokens == 7
+
+
+async def test_the_delay_in_a_refusals_body_is_told(fake: FakeGemini) -> None:
+    fake.faults.append(Fault("status", 429, details={"delay": "17.5s"}))
+    async with at(fake, max_retries=0) as backend:
+        with pytest.raises(RateLimitError) as caught:
+            await ask.run(backend=backend)
+    assert caught.value.retry_after == 17.5
 
 
 async def test_many_calls_have_their_connections_each(fake: FakeGemini) -> None:

@@ -38,6 +38,7 @@ class Fault:
         code: of a refusal, in the words of the wire.
         message: of a refusal.
         seconds: of ``slow``, before the first byte.
+        details: of a refusal, what else its body has on that wire.
     """
 
     kind: FaultKind
@@ -46,6 +47,7 @@ class Fault:
     code: str = ""
     message: str = "the fake was told to fail"
     seconds: float = 0.0
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -245,7 +247,7 @@ class FakeService:
     async def _fail(self, request: web.Request, fault: Fault) -> web.StreamResponse | None:
         match fault.kind:
             case "status":
-                details = {"code": fault.code} if fault.code else {}
+                details = ({"code": fault.code} if fault.code else {}) | fault.details
                 body = self.refusal(fault.status, fault.message, details)
                 return web.json_response(body, status=fault.status, headers=fault.headers)
             case "html":
