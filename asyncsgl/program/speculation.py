@@ -263,6 +263,7 @@ async def _begin(
 
 async def _grow(run: Interpreter, draft: Draft) -> None:
     """Take the pieces of a draft's call as they come."""
+    error: Exception | None = None
     try:
         async with aclosing(run.backend.stream(draft.request)) as deltas:
             async for delta in deltas:
@@ -273,14 +274,14 @@ async def _grow(run: Interpreter, draft: Draft) -> None:
                 backend=run.backend.name,
                 request_id=draft.request.request_id,
             )
-    except Exception as error:  # noqa: BLE001 - raised where the draft is read
+    except Exception as failure:  # noqa: BLE001 - raised where the draft is read
+        error = failure
+    finally:
+        if draft.generation is not None:
+            run.usage += draft.generation.usage
+        elif error is None:
+            run.usage += _estimate(draft)  # it was given up: nobody says what it cost
         draft.end(error)
-    except BaseException:
-        run.usage += _estimate(draft)  # the call was given up: nobody says what it cost
-        raise
-    else:
-        run.usage += draft.generation.usage
-        draft.end()
 
 
 def _estimate(draft: Draft) -> Usage:

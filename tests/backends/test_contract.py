@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import enum
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -32,6 +32,19 @@ from asyncsgl.errors import (
 from asyncsgl.types import Generation, GenRequest, Message, SamplingParams
 from tests.fakes.service import PNG, Fault
 
+from .cases import (
+    NUMBERS,
+    RULES,
+    Colour,
+    answer,
+    choose,
+    fork_in_three,
+    meta_of,
+    read,
+    roles_of,
+    shown,
+    talk,
+)
 from .subjects import SUBJECTS, Harness, Subject
 
 pytestmark = pytest.mark.anyio
@@ -63,13 +76,6 @@ def asked(text: str = "Say hello.", **sampling: Any) -> GenRequest:
     )
 
 
-@sgl.function
-async def answer(s: sgl.ProgramState, gen: dict[str, Any]) -> None:
-    s += sgl.system("You are brief.")
-    s += sgl.user("Say hello.")
-    s += sgl.assistant(sgl.gen("answer", **gen))
-
-
 async def run(at: Harness, **gen: Any) -> sgl.State:
     return await answer.run(gen=gen, backend=at.backend)
 
@@ -88,32 +94,21 @@ def refused(at: Harness, feature: str) -> bool:
 async def test_text(at: Harness) -> None:
     state = await run(at)
     assert state["answer"] == "Hello world"
-    meta = state.meta("answer")
-    assert isinstance(meta, sgl.Meta)
+    meta = meta_of(state)
     assert meta.finish_reason == "stop"
     assert meta.backend == at.backend.name
 
 
 async def test_turns_and_the_system_message_reach_the_model(at: Harness) -> None:
-    @sgl.function
-    async def talk(s: sgl.ProgramState) -> None:
-        s += sgl.system("You are a poet.")
-        s += sgl.user("First question?")
-        s += sgl.assistant(sgl.gen("one"))
-        s += sgl.user("Second question?")
-        s += sgl.assistant(sgl.gen("two"))
-
     at.service.answers = ["First answer", "Second answer"]
-    state = await talk.run(backend=at.backend)
+    state = await talk.run(gen={}, backend=at.backend)
     assert (state["one"], state["two"]) == ("First answer", "Second answer")
     sent = str(at.service.bodies[1])
     places = [sent.find(t) for t in ("First question?", "First answer", "Second question?")]
     assert -1 not in places
     assert places == sorted(places)
     assert "You are a poet." in sent
-    assert [m["role"] for m in state.messages()] == [
-        "system", "user", "assistant", "user", "assistant",
-    ]  # fmt: skip
+    assert roles_of(state) == ["system", "user", "assistant", "user", "assistant"]
 
 
 async def test_text_outside_of_roles(at: Harness) -> None:
@@ -123,23 +118,15 @@ async def test_text_outside_of_roles(at: Harness) -> None:
 
     state = await raw.run(backend=at.backend)
     assert state["answer"] == "Hello world"
-    meta = state.meta("answer")
-    assert isinstance(meta, sgl.Meta)
+    meta = meta_of(state)
     assert ("raw_text: sent as one user message" in meta.emulated) != native(at, "raw_text")
 
 
 async def test_a_stream_gives_what_a_call_gives(at: Harness) -> None:
     at.service.answers = "One two three four five"
     whole = await at.backend.generate(asked())
-    pieces: list[str] = []
-    last = None
-    async for delta in at.backend.stream(asked()):
-        assert last is None, "nothing comes after the generation"
-        pieces.append(delta.text)
-        last = delta.generation
-    assert last is not None
-    assert len([piece for piece in pieces if piece]) > 1
-    assert "".join(pieces) == last.completions[0].text == whole.completions[0].text
+    [pieces], last = await read(at.backend.stream(asked()))
+    assert len(pieces) > 1
     assert last.usage == whole.usage
     assert last.completions == whole.completions
     assert last.model == whole.model
@@ -167,8 +154,7 @@ async def test_usage_is_counted(at: Harness) -> None:
 async def test_max_tokens_ends_the_answer(at: Harness) -> None:
     at.service.answers = "one two three four"
     state = await run(at, max_tokens=2)
-    meta = state.meta("answer")
-    assert isinstance(meta, sgl.Meta)
+    meta = meta_of(state)
     assert (state["answer"], meta.finish_reason) == ("one two", "length")
 
 
@@ -186,17 +172,14 @@ async def test_stop_strings_end_the_text(at: Harness, stops: list[str]) -> None:
     at.service.answers = "ONE TWO\nthree four"
     expected = "ONE TWO\n" if "three" in stops else "ONE TWO"
     assert (await run(at, stop=stops))["answer"] == expected
-    async with answer.stream(gen={"stop": stops}, backend=at.backend) as running:
-        pieces = [piece async for piece in running.text("answer")]
-    assert "".join(pieces) == expected
+    assert await shown(at.backend, {"stop": stops}) == expected
 
 
 async def test_stop_patterns_end_the_text(at: Harness) -> None:
     at.service.answers = "The year 1969 it was"
     state = await run(at, stop_regex=r"\d{4}")
     assert state["answer"] == "The year "
-    meta = state.meta("answer")
-    assert isinstance(meta, sgl.Meta)
+    meta = meta_of(state)
     assert any("stop_regex" in words for words in meta.emulated)
 
 
@@ -206,32 +189,17 @@ async def test_several_answers(at: Harness) -> None:
     assert sorted(state["answer"]) == ["blue", "green", "red"]
     assert native(at, "n") == (len(at.service.seen) == 1)
     at.service.answers = ["red now", "green now", "blue now"]
-    texts = ["", "", ""]
-    last = None
-    async for delta in at.backend.stream(asked(n=3)):
-        texts[delta.index] += delta.text
-        last = delta.generation
-    assert last is not None
-    assert [completion.text for completion in last.completions] == texts
+    pieces, _ = await read(at.backend.stream(asked(n=3)), answers=3)
+    texts = ["".join(each) for each in pieces]
     assert sorted(texts) == ["blue now", "green now", "red now"]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("temperature", 0.5),
-        ("top_p", 0.5),
-        ("top_k", 5),
-        ("min_p", 0.1),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", 0.5),
-        ("repetition_penalty", 1.5),
-        ("min_tokens", 2),
-        ("ignore_eos", True),
+        *NUMBERS,
         ("stop_token_ids", [5]),
         ("logit_bias", {5: 1.0}),
-        ("seed", 7),
-        ("logprob_start_len", 0),
     ],
 )
 async def test_a_sampling_field_is_sent_or_refused_before_sending(
@@ -284,11 +252,6 @@ async def test_a_grammar_is_refused_before_sending(at: Harness) -> None:
 # -- types ---------------------------------------------------------------------------------------
 
 
-class Colour(enum.Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
 @pytest.mark.parametrize(
     ("dtype", "said", "value"),
     [
@@ -311,8 +274,7 @@ async def test_typed_values(at: Harness, dtype: type, said: str, value: object) 
 async def test_a_regular_expression_is_kept_by_asking_again(at: Harness) -> None:
     at.service.answers = ["It is 1969.", "1969"]
     state = await run(at, regex=r"\d{4}")
-    meta = state.meta("answer")
-    assert isinstance(meta, sgl.Meta)
+    meta = meta_of(state)
     assert state["answer"] == "1969"
     assert "asked 2 times" in meta.emulated
     if not at.provider.profile.completion:
@@ -387,28 +349,13 @@ async def test_what_a_schema_says_beyond_the_provider_is_checked(at: Harness) ->
         assert "does not fit the schema at $.a" in str(at.service.bodies[1])
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        sgl.token_length_normalized,
-        sgl.greedy_token_selection,
-        sgl.unconditional_likelihood_normalized,
-    ],
-    ids=["normalized", "greedy", "unconditional"],
-)
+@RULES
 async def test_select(at: Harness, rule: sgl.ChoicesMethod) -> None:
     at.service.answers = "no"
     at.service.logprob_of = {"no": -0.1, "ASSISTANT:no": -0.1}
 
-    @sgl.function
-    async def choose(s: sgl.ProgramState) -> None:
-        s += sgl.user("Is it?")
-        with s.assistant():
-            s += "I say: " + sgl.select("verdict", ["yes", "no", "maybe"], choices_method=rule)
-
-    state = await choose.run(backend=at.backend)
-    meta = state.meta("verdict")
-    assert isinstance(meta, sgl.Meta)
+    state = await choose.run(rule=rule, backend=at.backend)
+    meta = meta_of(state, "verdict")
     if at.provider.profile.completion and rule.unconditional:
         assert state["verdict"] in ("yes", "no", "maybe")
     else:
@@ -478,8 +425,7 @@ async def test_a_turn_that_has_begun(at: Harness) -> None:
     state = await go_on.run(backend=at.backend)
     assert state["rest"] == "three"
     assert "One, two," in str(at.service.bodies[0])
-    meta = state.meta("rest")
-    assert isinstance(meta, sgl.Meta)
+    meta = meta_of(state, "rest")
     assert native(at, "continue_assistant") == (not meta.emulated)
 
 
@@ -507,12 +453,29 @@ async def test_several_values_in_one_turn(at: Harness, streamed: bool) -> None:
     else:
         state = await character.run(backend=at.backend)
     assert (state["name"].strip(), state.value("age"), state["job"]) == ("Ada", 36, " count")
-    meta = state.meta("age")
-    assert isinstance(meta, sgl.Meta)
+    meta = meta_of(state, "age")
     spoken = [words for words in meta.emulated if "48 tokens for the whole turn" in words]
     assert bool(spoken) == in_one_call(at)
     assert len(at.service.seen) == state.usage.requests == (1 if in_one_call(at) else 3)
     assert at.backend.statistics()["running"] == 0
+
+
+async def test_a_batch_keeps_its_turns_apart(at: Harness) -> None:
+    @sgl.function(num_api_spec_tokens=48)
+    async def row(s: sgl.ProgramState, number: int) -> None:
+        s += sgl.user(f"Row {number}.")
+        s += sgl.assistant("A=" + sgl.gen("a", stop=",") + ",B=" + sgl.gen("b", stop=","))
+
+    def said(body: dict[str, Any]) -> str:
+        found = re.search(r"Row (\d+)\.", str(body))
+        assert found is not None
+        return f"A={found[1]},B={found[1]}," if in_one_call(at) else found[1]
+
+    at.service.answers = said
+    rows = [{"number": number} for number in range(20)]
+    states = await row.run_batch(rows, backend=at.backend, num_threads=10)
+    assert [(s["a"], s["b"]) for s in states] == [(str(n), str(n)) for n in range(20)]
+    assert len(at.service.seen) == (20 if in_one_call(at) else 40)
 
 
 async def test_a_turn_that_does_not_fit_is_asked_for_again_and_then_value_by_value(
@@ -531,8 +494,7 @@ async def test_a_turn_that_does_not_fit_is_asked_for_again_and_then_value_by_val
     assert "Age:<age: int>" in sent[1]
     assert "Ada, 36." in sent[1]
     assert "Name: Ada" in sent[3]
-    meta = state.meta("job")
-    assert isinstance(meta, sgl.Meta)
+    meta = meta_of(state, "job")
     assert any("asked alone" in words for words in meta.emulated)
 
 
@@ -737,15 +699,8 @@ async def test_cancelled_before_it_has_connected(at: Harness) -> None:
 
 
 async def test_a_fork_is_cancelled_with_its_program(at: Harness) -> None:
-    @sgl.function
-    async def forks(s: sgl.ProgramState) -> None:
-        s += sgl.user("Go.")
-        async with s.fork(3) as branches:
-            for branch in branches:
-                branch += sgl.assistant(sgl.gen("answer"))
-
     at.service.faults.extend([Fault("no_answer")] * 3)
-    task = asyncio.create_task(forks.run(backend=at.backend))
+    task = asyncio.create_task(fork_in_three.run(gen={}, backend=at.backend))
     while at.service.running < 3:  # noqa: ASYNC110 - the fake counts
         await asyncio.sleep(0.001)
     await gone(task)

@@ -9,7 +9,6 @@ and truncated streams, retries) is in the tests of the endpoint, with a server t
 from __future__ import annotations
 
 import asyncio
-import enum
 import json
 import re
 from collections.abc import AsyncGenerator, Iterator
@@ -28,11 +27,25 @@ from asyncsgl.errors import BadRequestError, ClosedError, UnsupportedFeature
 from asyncsgl.types import SAMPLING_FIELDS, GenRequest, Message, SamplingParams
 from tests.fakes.service import PNG
 
+from .cases import (
+    NUMBERS,
+    RULES,
+    Colour,
+    answer,
+    choose,
+    fork_in_three,
+    meta_of,
+    read,
+    roles_of,
+    shown,
+    talk,
+)
+
 pytestmark = pytest.mark.anyio
 
 LETTER_A, QUOTE = 32, 1  # tokens of the tiny model: its letters in order, from "!" on
 AT_ONCE = 4
-LONG = 400
+LONG_GEN: dict[str, Any] = {"max_tokens": 400, "ignore_eos": True}
 
 
 @dataclass
@@ -108,13 +121,6 @@ async def at(request: pytest.FixtureRequest, loaded: sgl.Runtime) -> AsyncGenera
     await close(backend, loaded)
 
 
-@sgl.function
-async def answer(s: sgl.ProgramState, gen: dict[str, Any]) -> None:
-    s += sgl.system("You are brief.")
-    s += sgl.user("Say hello.")
-    s += sgl.assistant(sgl.gen("answer", **gen))
-
-
 async def run(at: Local, **gen: Any) -> sgl.State:
     gen = {"max_tokens": 24, "temperature": 0, **gen}
     return await answer.run(gen=gen, backend=at.backend)
@@ -132,12 +138,6 @@ def asked(text: str = "Say hello.", **sampling: Any) -> GenRequest:
     )
 
 
-def meta_of(state: sgl.State, name: str = "answer") -> sgl.Meta:
-    meta = state.meta(name)
-    assert isinstance(meta, sgl.Meta)
-    return meta
-
-
 # -- text ------------------------------------------------------------------------------------
 
 
@@ -151,15 +151,7 @@ async def test_text_is_greedy_and_repeats(at: Local, loaded: sgl.Runtime) -> Non
 
 
 async def test_turns_and_the_system_message_reach_the_model(at: Local) -> None:
-    @sgl.function
-    async def talk(s: sgl.ProgramState) -> None:
-        s += sgl.system("You are a poet.")
-        s += sgl.user("First question?")
-        s += sgl.assistant(sgl.gen("one", regex="[a-z]{5}"))
-        s += sgl.user("Second question?")
-        s += sgl.assistant(sgl.gen("two", regex="[a-z]{5}"))
-
-    state = await talk.run(backend=at.backend, temperature=0)
+    state = await talk.run(gen={"regex": "[a-z]{5}"}, backend=at.backend, temperature=0)
     prompt = (
         "SYSTEM:You are a poet.\nUSER:First question?\n"
         f"ASSISTANT:{state['one']}\nUSER:Second question?\nASSISTANT:"
@@ -167,9 +159,7 @@ async def test_turns_and_the_system_message_reach_the_model(at: Local) -> None:
     assert state.text() == f"{prompt}{state['two']}\n"
     assert meta_of(state, "two").prompt_tokens == len(prompt.encode())
     assert meta_of(state, "two").cached_tokens > 0
-    assert [m["role"] for m in state.messages()] == [
-        "system", "user", "assistant", "user", "assistant",
-    ]  # fmt: skip
+    assert roles_of(state) == ["system", "user", "assistant", "user", "assistant"]
 
 
 async def test_text_outside_of_roles(at: Local) -> None:
@@ -184,25 +174,15 @@ async def test_text_outside_of_roles(at: Local) -> None:
 
 async def test_a_stream_gives_what_a_call_gives(at: Local) -> None:
     whole = await at.backend.generate(asked())
-    pieces: list[str] = []
-    last = None
-    async for delta in at.backend.stream(asked()):
-        assert last is None, "nothing comes after the generation"
-        pieces.append(delta.text)
-        last = delta.generation
-    assert last is not None
-    assert len([piece for piece in pieces if piece]) > 1
-    assert "".join(pieces) == last.completions[0].text == whole.completions[0].text
+    [pieces], last = await read(at.backend.stream(asked()))
+    assert len(pieces) > 1
     assert last.completions == whole.completions
     assert last.usage.completion_tokens == whole.usage.completion_tokens
 
 
 async def test_a_program_streams(at: Local) -> None:
-    gen = {"max_tokens": 24, "temperature": 0}
-    async with answer.stream(gen=gen, backend=at.backend) as running:
-        pieces = [piece async for piece in running.text("answer")]
-        state = await running.result()
-    assert "".join(pieces) == state["answer"] == (await run(at))["answer"]
+    text = await shown(at.backend, {"max_tokens": 24, "temperature": 0})
+    assert text == (await run(at))["answer"]
 
 
 async def test_usage_is_counted(at: Local) -> None:
@@ -232,9 +212,7 @@ async def test_stop_strings_end_the_text(at: Local) -> None:
         assert meta_of(state).finish_reason == "stop"
         assert meta_of(state).matched_stop in stops
         gen = {"max_tokens": 24, "temperature": 0, "stop": stops}
-        async with answer.stream(gen=gen, backend=at.backend) as running:
-            pieces = [piece async for piece in running.text("answer")]
-        assert "".join(pieces) == expected
+        assert await shown(at.backend, gen) == expected
 
 
 async def test_stop_patterns_end_the_text(at: Local) -> None:
@@ -255,32 +233,16 @@ async def test_stop_tokens_end_the_text(at: Local) -> None:
 async def test_several_answers(at: Local) -> None:
     state = await run(at, n=3, temperature=1, seed=3)
     assert len(set(state["answer"])) == 3
-    texts = ["", "", ""]
-    last = None
-    async for delta in at.backend.stream(asked(n=3, temperature=1.0, seed=5)):
-        texts[delta.index] += delta.text
-        last = delta.generation
-    assert last is not None
-    assert [completion.text for completion in last.completions] == texts
+    pieces, _ = await read(at.backend.stream(asked(n=3, temperature=1.0, seed=5)), answers=3)
     whole = await at.backend.generate(asked(n=3, temperature=1.0, seed=5))
-    assert [completion.text for completion in whole.completions] == texts
+    assert [one.text for one in whole.completions] == ["".join(each) for each in pieces]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("temperature", 0.5),
-        ("top_p", 0.5),
-        ("top_k", 5),
-        ("min_p", 0.1),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", 0.5),
-        ("repetition_penalty", 1.5),
-        ("min_tokens", 2),
-        ("ignore_eos", True),
+        *NUMBERS,
         ("logit_bias", {LETTER_A: 100.0}),
-        ("seed", 7),
-        ("logprob_start_len", 0),
     ],
 )
 async def test_a_sampling_field_is_taken(at: Local, field: str, value: object) -> None:
@@ -320,11 +282,6 @@ async def test_logprobs(at: Local) -> None:
 # -- types ---------------------------------------------------------------------------------------
 
 
-class Colour(enum.Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
 class Town(BaseModel):
     name: Annotated[str, Field(pattern="^[a-z]{3,8}$")]
     people: Annotated[int, Field(ge=0, le=999)]
@@ -353,11 +310,7 @@ async def test_a_quoted_string(at: Local) -> None:
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 async def test_a_regular_expression_is_kept(at: Local, streamed: bool) -> None:
     gen = {"regex": r"(19|20)\d{2} [a-f]{3}", "temperature": 0}
-    if streamed:
-        async with answer.stream(gen=gen, backend=at.backend) as running:
-            text = "".join([piece async for piece in running.text("answer")])
-    else:
-        text = (await run(at, **gen))["answer"]
+    text = await shown(at.backend, gen) if streamed else (await run(at, **gen))["answer"]
     assert re.fullmatch(r"(19|20)\d{2} [a-f]{3}", text)
 
 
@@ -389,24 +342,10 @@ async def test_a_grammar(at: Local) -> None:
     assert state["answer"] in ("yes", "no")
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        sgl.token_length_normalized,
-        sgl.greedy_token_selection,
-        sgl.unconditional_likelihood_normalized,
-    ],
-    ids=["normalized", "greedy", "unconditional"],
-)
+@RULES
 async def test_select(at: Local, rule: sgl.ChoicesMethod, loaded: sgl.Runtime) -> None:
-    @sgl.function
-    async def choose(s: sgl.ProgramState) -> None:
-        s += sgl.user("Is it?")
-        with s.assistant():
-            s += "I say: " + sgl.select("verdict", ["yes", "no", "maybe"], choices_method=rule)
-
-    state = await choose.run(backend=at.backend)
-    here = await choose.run(backend=loaded)
+    state = await choose.run(rule=rule, backend=at.backend)
+    here = await choose.run(rule=rule, backend=loaded)
     assert state["verdict"] == here["verdict"]
     scores, expected = meta_of(state, "verdict").choice_scores, meta_of(here, "verdict")
     assert scores == pytest.approx(expected.choice_scores, abs=1e-4)
@@ -494,7 +433,7 @@ async def gone(*tasks: asyncio.Task[Any]) -> None:
 
 
 def started(at: Local, **gen: Any) -> asyncio.Task[sgl.State]:
-    return asyncio.create_task(run(at, max_tokens=LONG, ignore_eos=True, **gen))
+    return asyncio.create_task(run(at, **LONG_GEN, **gen))
 
 
 async def counted(at: Local, name: str, least: int) -> None:
@@ -526,7 +465,7 @@ async def test_cancelled_before_the_first_token(at: Local) -> None:
 
 
 async def test_cancelled_in_the_middle_of_a_stream(at: Local) -> None:
-    async with aclosing(at.backend.stream(asked(max_tokens=LONG, ignore_eos=True))) as deltas:
+    async with aclosing(at.backend.stream(asked(**LONG_GEN))) as deltas:
         async for delta in deltas:
             if delta.text:
                 break
@@ -539,14 +478,7 @@ async def test_cancelled_in_the_middle_of_a_call(at: Local) -> None:
 
 
 async def test_a_fork_is_cancelled_with_its_program(at: Local) -> None:
-    @sgl.function
-    async def forks(s: sgl.ProgramState) -> None:
-        s += sgl.user("Go.")
-        async with s.fork(3) as branches:
-            for branch in branches:
-                branch += sgl.assistant(sgl.gen("answer", max_tokens=LONG, ignore_eos=True))
-
-    task = asyncio.create_task(forks.run(backend=at.backend))
+    task = asyncio.create_task(fork_in_three.run(gen=LONG_GEN, backend=at.backend))
     await counted(at, "running", 3)
     await gone(task)
 

@@ -470,6 +470,14 @@ def test_a_blocking_program_may_read_in_the_turn() -> None:
     assert len(backend.requests) == 1
 
 
+def test_a_blocking_program_streams_its_turn() -> None:
+    blocking = asyncsgl.sync.function(num_api_spec_tokens=256)(character)
+    with blocking.run(backend=chat([ADA], chunk_size=5), stream=True) as state:
+        names = list(state.text_iter("name"))
+        jobs = list(state.text_iter("job"))
+    assert ("".join(names), "".join(jobs)) == (" Ada Lovelace.", " Mathematician.")
+
+
 async def test_binding_keeps_it_and_nonsense_is_refused() -> None:
     @sgl.function(num_api_spec_tokens=64)
     async def count(s: sgl.ProgramState, what: str) -> None:
