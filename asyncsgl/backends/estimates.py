@@ -52,5 +52,7 @@ class Estimates:
         if characters >= 64 and not call.images():
             measured = min(usage.prompt_tokens / characters, 2.0)
             self._tokens_per_character += 0.1 * (measured - self._tokens_per_character)
+        if call.max_tokens is not None and call.max_tokens <= 1:
+            return  # a choice: it says nothing of answers
         answer, known = float(usage.completion_tokens), self._answer_tokens
         self._answer_tokens = answer if known is None else known + 0.1 * (answer - known)

@@ -8,10 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from asyncsgl.backends.budget import Budget, known_price, price_per_million
+from asyncsgl.backends.calls import Call
+from asyncsgl.backends.estimates import Estimates
 from asyncsgl.backends.limits import Limiter
 from asyncsgl.backends.retry import RetryPolicy, retried
 from asyncsgl.errors import BudgetExceeded, InvalidArgument, OverloadedError, RateLimitError
-from asyncsgl.types import Usage
+from asyncsgl.types import Message, SamplingParams, Usage
 from tests.fakes.quota import JumpingTime, Quota
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +88,21 @@ async def test_nothing_is_refused_after_the_first_cooldown() -> None:
     await time.run(task)
     assert service.quota.refused
     assert max(service.quota.refused) - min(service.quota.refused) <= service.latency
+
+
+def test_estimates_follow_what_calls_cost_and_not_what_choices_do() -> None:
+    def call(max_tokens: int) -> Call:
+        return Call((Message("user", ("word " * 100,)),), SamplingParams(), max_tokens, "gen-1")
+
+    estimates = Estimates()
+    gen = call(256)
+    assert estimates.most(gen) == Usage(166, 256)
+    assert estimates.likely(gen, estimates.most(gen)) == 125 + 256
+    for _ in range(100):
+        estimates.correct(gen, Usage(100, 50, requests=1))
+        estimates.correct(call(1), Usage(100, 0, requests=1))
+    assert estimates.likely(gen, estimates.most(gen)) == pytest.approx(100 + 1.2 * 50 + 8, abs=1)
+    assert estimates.likely(call(1), estimates.most(call(1))) == pytest.approx(101, abs=1)
 
 
 async def test_first_come_first_served() -> None:
