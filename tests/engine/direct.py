@@ -39,7 +39,7 @@ def core_for(
     model = load_model(Path(config.model_path), getattr(torch, config.dtype), device)
     facts = DeviceFacts(config.device, 1 << 30, True, 1)
     resolved = replace(config.resolve(model.facts, facts), cuda_graph_max_bs=graphs)
-    runner = ModelRunner(model, resolved, attention, capture)
+    runner = ModelRunner(model, resolved, attention, capture=capture)
 
     def no_grammars() -> Any:
         raise AssertionError("no request here has a grammar")

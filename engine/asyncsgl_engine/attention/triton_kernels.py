@@ -68,25 +68,31 @@ def _product(left: tl.tensor, right: tl.tensor, WIDE: tl.constexpr) -> tl.tensor
 
 
 @triton.jit
-def _tile(
+def _sweep(
     state: tl.tensor,
     query: tl.tensor,
     keys: tl.tensor,
     values: tl.tensor,
     table: tl.tensor,
-    positions: tl.tensor,
-    seen: tl.tensor,
+    begin: tl.tensor,
+    until: tl.tensor,
     end: tl.tensor,
+    wanted: tl.tensor,
+    position: tl.tensor,
+    window: tl.tensor,
     scale: tl.tensor,
     softcap: tl.tensor,
     SLOT: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PAD: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     WIDE: tl.constexpr,
 ) -> tl.tensor:
-    """Take one tile of positions into a running softmax.
+    """Take the tiles that start in [begin, until) into a running softmax.
 
     Args:
         state: output so far (M, DIM_PAD), largest score (M,), sum of weights (M,); scores are
@@ -94,29 +100,40 @@ def _tile(
         query: (M, DIM_PAD).
         keys: of the head, at slot 0; a slot is SLOT elements.
         table: pages of the sequence.
-        positions: (N,); those from `end` on are not read.
-        seen: (M, N), or what broadcasts to it: whether a row sees a position.
+        end: positions from here on are not read.
+        wanted: (M,), lines that count.
+        position: (M,), of each line; with CAUSAL it sees none after it, and with HAS_WINDOW only
+            so many up to its own.
     """
     total, most, weight = state
     column = tl.arange(0, DIM_PAD)
-    exists = positions < end
-    page = tl.load(table + positions // PAGE_SIZE, mask=exists, other=0).to(tl.int64)
-    slot = page * PAGE_SIZE + positions % PAGE_SIZE
-    place = slot[:, None] * SLOT + column[None, :]
-    inside = exists[:, None] & (column < DIM)[None, :]
-    key = tl.load(keys + place, mask=inside, other=0.0)
-    scores = _product(query, tl.trans(key), WIDE) * scale
-    if HAS_SOFTCAP:
-        scores = _bounded(scores, softcap)
-    scores = tl.where(seen & exists[None, :], scores * LOG2E, float("-inf"))
-    new = tl.maximum(most, tl.max(scores, 1))
-    # A row that has seen nothing yet has no largest score to subtract.
-    level = tl.where(new == float("-inf"), 0.0, new)
-    shares = tl.exp2(scores - level[:, None])
-    fade = tl.exp2(most - level)
-    value = tl.load(values + place, mask=inside, other=0.0)
-    total = total * fade[:, None] + _product(shares.to(value.dtype), value, WIDE)
-    return total, new, weight * fade + tl.sum(shares, 1)
+    for at in range(begin, until, TILE):
+        positions = at + tl.arange(0, TILE)
+        exists = positions < end
+        page = tl.load(table + positions // PAGE_SIZE, mask=exists, other=0).to(tl.int64)
+        slot = page * PAGE_SIZE + positions % PAGE_SIZE
+        place = slot[:, None] * SLOT + column[None, :]
+        inside = exists[:, None] & (column < DIM)[None, :]
+        key = tl.load(keys + place, mask=inside, other=0.0)
+        scores = _product(query, tl.trans(key), WIDE) * scale
+        if HAS_SOFTCAP:
+            scores = _bounded(scores, softcap)
+        seen = wanted[:, None] & exists[None, :]
+        if CAUSAL:
+            seen = seen & (positions[None, :] <= position[:, None])
+        if CAUSAL and HAS_WINDOW:
+            seen = seen & (positions[None, :] > position[:, None] - window)
+        scores = tl.where(seen, scores * LOG2E, float("-inf"))
+        new = tl.maximum(most, tl.max(scores, 1))
+        # A line that has seen nothing yet has no largest score to subtract.
+        level = tl.where(new == float("-inf"), 0.0, new)
+        shares = tl.exp2(scores - level[:, None])
+        fade = tl.exp2(most - level)
+        value = tl.load(values + place, mask=inside, other=0.0)
+        total = total * fade[:, None] + _product(shares.to(value.dtype), value, WIDE)
+        weight = weight * fade + tl.sum(shares, 1)
+        most = new
+    return total, most, weight
 
 
 @triton.jit(do_not_specialize=["window"])
@@ -171,25 +188,30 @@ def decode(
     total = tl.zeros([GROUP_PAD, DIM_PAD], dtype=tl.float32)
     most = tl.full([GROUP_PAD], float("-inf"), dtype=tl.float32)
     weight = tl.zeros([GROUP_PAD], dtype=tl.float32)
-    for at in range(begin, end, TILE):
-        total, most, weight = _tile(
-            (total, most, weight),
-            asked,
-            keys + head * DIM,
-            values + head * DIM,
-            table + row * table_row,
-            at + tl.arange(0, TILE),
-            (member < GROUP)[:, None],
-            end,
-            scale,
-            softcap,
-            KV_HEADS * DIM,
-            DIM,
-            DIM_PAD,
-            PAGE_SIZE,
-            HAS_SOFTCAP,
-            WIDE,
-        )
+    total, most, weight = _sweep(
+        (total, most, weight),
+        asked,
+        keys + head * DIM,
+        values + head * DIM,
+        table + row * table_row,
+        begin,
+        end,
+        end,
+        member < GROUP,
+        member,
+        window,
+        scale,
+        softcap,
+        KV_HEADS * DIM,
+        DIM,
+        DIM_PAD,
+        PAGE_SIZE,
+        TILE,
+        False,
+        False,
+        HAS_SOFTCAP,
+        WIDE,
+    )
     place = ((row * KV_HEADS * GROUP + index) * SPLITS + split).to(tl.int64)
     divisor = tl.where(weight > 0.0, weight, 1.0)  # a share of the context may be empty
     result = total / divisor[:, None]
@@ -297,52 +319,35 @@ def prefill(
     total = tl.zeros([LINES, DIM_PAD], dtype=tl.float32)
     most = tl.full([LINES], float("-inf"), dtype=tl.float32)
     weight = tl.zeros([LINES], dtype=tl.float32)
-    # Tiles that every token of the block sees whole need no mask; they come first.
+    # Tiles that every token of the block sees whole come first: they need no mask.
     end = start + tl.minimum(local + TOKENS, length)
     low = 0
     plain = (start + local + 1) // TILE * TILE
     if HAS_WINDOW:
         low = tl.maximum(start + local + 1 - window, 0) // TILE * TILE
         plain = low
-    for at in range(low, plain, TILE):
-        total, most, weight = _tile(
+    for masked in tl.static_range(2):
+        total, most, weight = _sweep(
             (total, most, weight),
             asked,
             keys + head * DIM,
             values + head * DIM,
             table + span * table_row,
-            at + tl.arange(0, TILE),
-            wanted[:, None],
+            plain if masked else low,
+            end if masked else plain,
             end,
+            wanted,
+            position,
+            window,
             scale,
             softcap,
             KV_HEADS * DIM,
             DIM,
             DIM_PAD,
             PAGE_SIZE,
-            HAS_SOFTCAP,
-            WIDE,
-        )
-    for at in range(plain, end, TILE):
-        positions = at + tl.arange(0, TILE)
-        seen = positions[None, :] <= position[:, None]
-        if HAS_WINDOW:
-            seen = seen & (positions[None, :] > position[:, None] - window)
-        total, most, weight = _tile(
-            (total, most, weight),
-            asked,
-            keys + head * DIM,
-            values + head * DIM,
-            table + span * table_row,
-            positions,
-            seen,
-            end,
-            scale,
-            softcap,
-            KV_HEADS * DIM,
-            DIM,
-            DIM_PAD,
-            PAGE_SIZE,
+            TILE,
+            masked,
+            HAS_WINDOW,
             HAS_SOFTCAP,
             WIDE,
         )
