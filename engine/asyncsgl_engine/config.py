@@ -171,7 +171,7 @@ class EngineConfig:
             kv_bytes=pages * self.page_size * token_bytes,
             max_total_tokens=pages * self.page_size,
             max_running_requests=running,
-            chunked_prefill_size=self.chunked_prefill_size or (512 if on_cpu else 8192),
+            chunked_prefill_size=self.chunked_prefill_size or _chunk(device),
             context_length=context,
             max_queued_requests=self.max_queued_requests,
             radix_cache=not self.disable_radix_cache,
@@ -213,6 +213,13 @@ class EngineConfig:
                 "set max_total_tokens or free some memory"
             )
         return pages
+
+
+def _chunk(device: DeviceFacts) -> int:
+    """Tokens of a step: what a step computes for them takes memory that the cache leaves free."""
+    if device.device == "cpu":
+        return 512
+    return 8192 if device.free_bytes >= 32 * _GIB else 2048
 
 
 @dataclass(frozen=True, slots=True)

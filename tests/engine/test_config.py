@@ -33,6 +33,19 @@ def test_a_context_longer_than_the_model_is_refused() -> None:
         EngineConfig(context_length=2000).resolve(MODEL, CPU)
 
 
+def test_only_a_gpu_gets_graphs_and_a_small_one_smaller_steps() -> None:
+    large, small = (DeviceFacts("cuda", size << 30, True, 2) for size in (60, 7))
+    config = EngineConfig(max_total_tokens=1000)
+    on_large, on_small, on_cpu = (config.resolve(MODEL, facts) for facts in (large, small, CPU))
+    assert [on.cuda_graph_max_bs for on in (on_large, on_small, on_cpu)] == [256, 256, 0]
+    sizes = [on.chunked_prefill_size for on in (on_large, on_small, on_cpu)]
+    assert sizes == [8192, 2048, 512]
+    few = EngineConfig(max_total_tokens=1000, max_running_requests=5)
+    assert few.resolve(MODEL, large).cuda_graph_max_bs == 5
+    without = EngineConfig(max_total_tokens=1000, disable_cuda_graph=True)
+    assert without.resolve(MODEL, large).cuda_graph_max_bs == 0
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -42,6 +55,7 @@ def test_a_context_longer_than_the_model_is_refused() -> None:
         ("max_running_requests", -1),
         ("mem_fraction_static", 1.5),
         ("chunked_prefill_size", 1.5),
+        ("cuda_graph_max_bs", 0),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(field: str, value: object) -> None:
