@@ -19,7 +19,18 @@ __all__ = ["ThreadWatch"]
 
 _PACKAGE = "asyncsgl_engine"
 _PHASES = {
-    "forward": ("attention", "device", "inputs", "kv_cache", "model", "native", "runner"),
+    "forward": (
+        "attention",
+        "device",
+        "forward",
+        "graphs",
+        "inputs",
+        "kv_cache",
+        "lowering",
+        "model",
+        "native",
+        "runner",
+    ),
     "sampling": ("logits", "logprobs", "sampler"),
     "planning": ("pages", "plan", "radix", "scheduler", "sequence"),
     "constraints": ("constraints", "grammar"),
