@@ -15,10 +15,11 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,8 @@ async def sides(asked: argparse.Namespace, model: Path, stack: AsyncExitStack) -
     return found
 
 
-async def measure(asked: argparse.Namespace) -> list[Outcome]:
+async def measure(asked: argparse.Namespace) -> AsyncGenerator[list[Outcome], None]:
     """Run every case on every side, by turns; the median run of each counts."""
-    outcomes = []
     async with AsyncExitStack() as stack:
         places = await sides(asked, Path(resolve_model(asked.model).path), stack)
         runtime = places[0].backend
@@ -92,7 +92,7 @@ async def measure(asked: argparse.Namespace) -> list[Outcome]:
 
         for name in asked.only:
             for side in places:
-                await run_case(CASES[name], side, asked.scale / 2, "warm-up", encode)
+                await run_case(CASES[name], side, asked.scale / 4, "warm-up", encode)
             runs: dict[str, list[Outcome]] = {side.name: [] for side in places}
             for number in range(asked.runs):
                 for side in places:
@@ -101,8 +101,19 @@ async def measure(asked: argparse.Namespace) -> list[Outcome]:
                     runs[side.name].append(one)
             for done in runs.values():
                 done.sort(key=lambda outcome: outcome.wall_s)
-                outcomes.append(done[len(done) // 2])
-    return outcomes
+            yield [done[len(done) // 2] for done in runs.values()]
+
+
+async def collect(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """All results, as they are written: after each case, lest a run cut short loses them."""
+    rows: list[dict[str, Any]] = []
+    async with aclosing(measure(asked)) as cases:
+        async for outcomes in cases:
+            rows += as_rows(outcomes)
+            if asked.json is not None:
+                value = {"command": sys.argv[1:], "results": rows}
+                asked.json.write_text(json.dumps(value, indent=1) + "\n")
+    return rows
 
 
 def as_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -163,11 +174,9 @@ def main() -> None:
         files = [json.loads(path.read_text()) for path in asked.show]
         rows = [row for each in files for row in each["results"]]
     else:
-        rows = as_rows(asyncio.run(measure(asked)))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the server it started
+        rows = asyncio.run(collect(asked))
     print(f"{speeds(rows)}\n\n{hits(rows)}", flush=True)
-    if asked.json is not None:
-        value = {"command": sys.argv[1:], "results": rows}
-        asked.json.write_text(json.dumps(value, indent=1) + "\n")
 
 
 if __name__ == "__main__":
