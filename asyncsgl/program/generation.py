@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import OutputError, TruncatedStreamError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["choose", "generate", "generate_into", "select_into", "store", "store_choice", "watched"]
 
 T = TypeVar("T")
+_UNWATCHED = nullcontext()
 
 
 async def generate_into(run: Interpreter, branch: Branch, node: Gen, task: Task) -> None:
@@ -41,18 +42,22 @@ async def generate_into(run: Interpreter, branch: Branch, node: Gen, task: Task)
     store(run, branch, node, task, generation)
 
 
-@contextmanager
 def watched(
     run: Interpreter, branch: Branch, node: Gen | Select, request: GenRequest
+) -> AbstractContextManager[None]:
+    """Tell the listeners, if there are some, that the node's variable is begun, and if it fails."""
+    return _told(run, branch, node, request) if run.listeners else _UNWATCHED
+
+
+@contextmanager
+def _told(
+    run: Interpreter, branch: Branch, node: Gen | Select, request: GenRequest
 ) -> Iterator[None]:
-    """Tell the listeners that the node's variable is begun, and if it fails."""
-    if run.listeners:
-        run.emit(VariableStarted(branch.path, node.name, request, run.backend.name))
+    run.emit(VariableStarted(branch.path, node.name, request, run.backend.name))
     try:
         yield
     except BaseException as error:
-        if run.listeners:
-            run.emit(VariableFailed(branch.path, node.name, error))
+        run.emit(VariableFailed(branch.path, node.name, error))
         raise
 
 

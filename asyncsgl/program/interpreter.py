@@ -181,9 +181,9 @@ class Interpreter:
         for listener in self.listeners:
             listener.on(event)
 
-    async def request(
+    def request(
         self, branch: Branch, sampling: SamplingParams, node: Gen | Select
-    ) -> GenRequest:
+    ) -> Coroutine[Any, Any, GenRequest]:
         """The request for ``node`` at the end of ``branch``."""
         messages = branch.prompt()
         if branch.role is None and not branch.parts:
@@ -192,7 +192,7 @@ class Interpreter:
             sampling = self.defaults.merged(sampling)
         constraint = node.constraint if isinstance(node, Gen) else None
         open_turn = branch.role == "assistant"
-        return await self.request_of(messages, sampling, constraint, open_turn=open_turn)
+        return self.request_of(messages, sampling, constraint, open_turn=open_turn)
 
     async def request_of(
         self,
@@ -324,8 +324,9 @@ class Interpreter:
     def _execute(self, branch: Branch, item: Item) -> Coroutine[Any, Any, None]:
         """What executes an item that needs waiting."""
         match item:
-            case Task(node=Gen() | Select() as node) if self._speculates(branch):
-                assert self.speculation is not None
+            case Task(node=Gen() | Select() as node) if (
+                self.speculation is not None and branch.role == "assistant"
+            ):
                 return self.speculation.fill(self, branch, node, item)
             case Task(node=Gen() as node):
                 return generate_into(self, branch, node, item)
@@ -341,9 +342,6 @@ class Interpreter:
                 raise InternalError(f"nothing to wait for: {item!r}")
             case _:
                 assert_never(item)
-
-    def _speculates(self, branch: Branch) -> bool:
-        return self.speculation is not None and branch.role == "assistant"
 
     async def _use(self, branch: Branch, source: TextSource) -> None:
         value: object = await source
