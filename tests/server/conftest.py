@@ -21,6 +21,8 @@ from asyncsgl_engine.hub import DEFAULT_MODEL, resolve_model
 from asyncsgl_engine.server import Address, ServerSettings, create_app
 from asyncsgl_engine.server.lifecycle import BackgroundServer
 
+from .process import ServerProcess
+
 CONTEXT = 2048
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -121,3 +123,19 @@ def serve(tiny_model: Path) -> Iterator[Serve]:
             return serving(stack, made, ServerSettings(**settings))
 
         yield start
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts `python -m COMMAND…`."""
+    servers: list[ServerProcess] = []
+
+    def begin(*command: str) -> ServerProcess:
+        servers.append(ServerProcess(*command))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+        server.stderr.close()

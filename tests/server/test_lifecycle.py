@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import httpx
 import pytest
 
+from .process import SMALL, ServerProcess
+
 LONG = {"text": "Once upon a time", "sampling_params": {"max_new_tokens": 1500, "ignore_eos": True}}
 SHORT = {"text": "x", "sampling_params": {"max_new_tokens": 1}}
-SMALL = ("--max-total-tokens", "8192", "--num-threads", "1", "--dtype", "float32")
 
 pytestmark = pytest.mark.timeout(120)  # a process imports torch before it serves
-
-
-class Server:
-    """A server process that is ready."""
-
-    def __init__(self, *command: str) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, env=environment
-        )
-        self.lines: list[str] = []
-        self.url = self._ready()
-
-    @property
-    def stderr(self) -> IO[str]:
-        assert self.process.stderr is not None
-        return self.process.stderr
-
-    def _ready(self) -> str:
-        for line in self.stderr:
-            self.lines.append(line)
-            found = re.fullmatch(r"asyncsgl: ready on (http://\S+) with \S+\n", line)
-            if found is not None:
-                return found[1]
-        raise AssertionError("".join(self.lines))
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def status(self) -> int:
-        """Wait for the end."""
-        self.lines += self.stderr.readlines()
-        return self.process.wait(30)
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Server]]:
-    """Starts `python -m COMMAND…`."""
-    servers: list[Server] = []
-
-    def begin(*command: str) -> Server:
-        servers.append(Server(*command))
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.process.kill()
-        server.process.wait()
-        server.stderr.close()
 
 
 def ends_well(lines: Iterator[str]) -> bool:
@@ -89,7 +38,7 @@ def refused(url: str) -> httpx.Response:
 
 
 def test_a_signal_drains_and_a_second_one_ends(
-    start: Callable[..., Server], tiny_model: Path, tmp_path: Path
+    start: Callable[..., ServerProcess], tiny_model: Path, tmp_path: Path
 ) -> None:
     folder = ("--batch-folder", str(tmp_path))
     server = start("asyncsgl", "serve", "--model", str(tiny_model), "--port", "0", *SMALL, *folder)
@@ -108,7 +57,9 @@ def test_a_signal_drains_and_a_second_one_ends(
     assert "Traceback" not in "".join(server.lines)
 
 
-def test_a_second_signal_ends_at_once(start: Callable[..., Server], tiny_model: Path) -> None:
+def test_a_second_signal_ends_at_once(
+    start: Callable[..., ServerProcess], tiny_model: Path
+) -> None:
     command = ("asyncsgl.launch_server", "--model-path", str(tiny_model), "--port", "0")
     server = start(*command, "--max-total-tokens", "8192", "--log-level", "error")
     many = {**LONG, "text": ["Once upon"] * 8, "stream": True}
