@@ -9,6 +9,7 @@ from contextlib import aclosing
 from types import TracebackType
 
 from .backends.base import FEATURES, Backend, Capabilities
+from .backends.passing import PassingBackend
 from .errors import ClosedError, InvalidArgument
 from .lang.chat_template import ChatTemplate
 from .types import (
@@ -259,7 +260,7 @@ def _completion(answer: Answer, request: GenRequest) -> Completion:
     return Completion(text, "stop", matched, completion_tokens=tokens)
 
 
-class RecordingBackend(Backend):
+class RecordingBackend(PassingBackend):
     """Passes everything on to another backend and keeps requests and results.
 
     Args:

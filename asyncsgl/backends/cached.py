@@ -26,6 +26,7 @@ from ..types import (
     Usage,
 )
 from .base import Backend, Capabilities
+from .passing import PassingBackend
 from .shared_stream import SharedStream
 
 __all__ = ["CachedBackend", "cached"]
@@ -50,7 +51,7 @@ def cached(backend: Backend, path: str | Path) -> CachedBackend:
     return CachedBackend(backend, path)
 
 
-class CachedBackend(Backend):
+class CachedBackend(PassingBackend):
     """Gives kept answers; equal requests that come together are asked once.
 
     The key is everything that changes the answer: the backend and its model, messages with

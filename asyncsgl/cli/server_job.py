@@ -56,6 +56,9 @@ class ServerJob:
         """
         if self.tp_size != 1:
             raise UnsupportedFeature("the server", f"tp_size={self.tp_size}", "use tp_size=1")
+        for name in ("allow_local_media", "allow_media_domains"):
+            if self.server.get(name):
+                raise UnsupportedFeature("the server", name, "its models read text only")
         try:
             import fastapi  # noqa: F401 - asked for before anything is loaded
             import uvicorn  # noqa: F401

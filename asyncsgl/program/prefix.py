@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from ..backends.base import Backend, Capabilities
+from ..backends.passing import PassingBackend
 from ..errors import AsyncSGLError
 from ..lang.chat_template import ChatTemplate
 from ..types import Delta, Generation, GenRequest, Message, SamplingParams, Scores
@@ -31,7 +32,7 @@ def _common_prefix(one: str, other: str) -> str:
     return one[:differ]
 
 
-class SharedPrefix(Backend):
+class SharedPrefix(PassingBackend):
     """A backend for one batch: the first two prompts are compared, then all go on.
 
     The first prompt goes to ``backend`` at once. If the second begins with the same long
