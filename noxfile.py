@@ -160,6 +160,15 @@ def api(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def sglang(session: nox.Session) -> None:
+    """Run SGLang's own frontend, without the rest of that package, against the server."""
+    install(session, "tests", extras=TESTED)
+    session.install("--no-deps", "sglang==0.5.23")
+    session.install("msgspec", "orjson", "pybase64", "requests", "tqdm")
+    session.run("pytest", "tests/server/test_sglang_frontend.py")
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks, all of them or the files named after ``--``."""
     install(session, "tests", "bench", extras=TESTED)
