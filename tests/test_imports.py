@@ -32,7 +32,17 @@ ROWS = {
     ),
     "asyncsgl_engine": (
         ("errors", "config", "request", "plan", "statistics"),
-        ("pages", "radix", "stops", "sequence", "scheduler", "answer", "constraints", "delivery"),
+        (
+            "pages",
+            "radix",
+            "sharing",
+            "stops",
+            "sequence",
+            "scheduler",
+            "answer",
+            "constraints",
+            "delivery",
+        ),
         ("hub",),
         ("kv_cache", "inputs", "transfer", "attention", "sampler", "logits", "logprobs"),
         ("detokenizer", "tokenizer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,8 @@ class PageCopy:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence's share of a step.
+class Row(NamedTuple):
+    """One sequence's share of a step; a tuple, as there is one for each sequence in each step.
 
     Args:
         slot: the sequence's seat in the runner's per-sequence tables, below

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 
 from .config import ResolvedConfig
 from .errors import InternalError, PromptTooLong
-from .pages import PagePool
 from .plan import PageCopy, Plan, Row
-from .radix import Match, PrefixTree
 from .request import Request
 from .sequence import Sequence
+from .sharing import Leaders, Sharing
 
 __all__ = ["Scheduled", "Scheduler"]
 
 _CANDIDATES = 64
-_STARVED_AFTER = 16
-_WORTH_COPYING = 4
-
-Leaders = set[tuple[int, tuple[int, ...]]]
+_MOST_OVERTAKEN = 16
+_WORTH_A_STEP = 64
+"""Tokens that make it worth while to wait a step for the page they can be copied from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,12 @@ class _Draft:
         self.scheduled: set[int] = set()
         self.computing: set[int] = set()
 
+    def finished(self) -> Scheduled:
+        """The plan: rows of a single token first."""
+        rows = self.single + self.many
+        plan = Plan(tuple(row for row, _ in rows), tuple(self.copies))
+        return Scheduled(plan, tuple(sequence for _, sequence in rows), tuple(self.seated))
+
 
 class Scheduler:
     """Books of sequences and pages; no clock, no tensors, no waiting.
@@ -65,6 +69,9 @@ class Scheduler:
     When pages run out, unused prefixes go first, then the weakest sequence (lowest priority,
     latest arrival) loses its pages to the tree and is computed again later.
 
+    New sequences come in by priority, and among the first of those that wait, by how much of
+    them is cached; who was overtaken often comes before that.
+
     Args:
         config: sizes and limits.
     """
@@ -74,11 +81,13 @@ class Scheduler:
         self._budget = config.chunked_prefill_size
         self._limit = config.sequence_limit
         self._context = config.context_length
-        self._shares = config.radix_cache
-        self.pool = PagePool(config.num_pages)
-        self.tree = PrefixTree(self.pool, config.page_size)
-        self._free_slots = list(range(config.max_running_requests - 1, -1, -1))
-        self._running: dict[int, Sequence] = {}
+        self._sharing = Sharing(config)
+        self.pool = self._sharing.pool
+        self.tree = self._sharing.tree
+        self._slots = config.max_running_requests
+        self._free_slots = list(range(self._slots - 1, -1, -1))
+        # Both in order of rank.
+        self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []
         self._serial = 0
         self.preemptions = 0
@@ -101,10 +110,7 @@ class Scheduler:
         Raises:
             PromptTooLong: its prompt and one token more do not fit, even alone.
         """
-        spare = 1 if request.sampling.max_new_tokens else 0
-        if len(request.prompt_ids) + spare > self._limit:
-            reason = "context_length" if self._limit == self._context else "max_total_tokens"
-            raise PromptTooLong(len(request.prompt_ids), self._limit - spare, reason)
+        self.check_length(request)
         self._serial += 1
         sequence = Sequence(request, self._serial, self._limit, tokens=list(request.prompt_ids))
         if sequence.wants_prompt_logprobs:
@@ -112,23 +118,39 @@ class Scheduler:
         insort(self._waiting, sequence, key=_rank)
         return sequence
 
+    def check_length(self, request: Request) -> None:
+        """Refuse what can never run.
+
+        Raises:
+            PromptTooLong: as `add`.
+        """
+        spare = 1 if request.sampling.max_new_tokens else 0
+        if len(request.prompt_ids) + spare > self._limit:
+            reason = "context_length" if self._limit == self._context else "max_total_tokens"
+            raise PromptTooLong(len(request.prompt_ids), self._limit - spare, reason)
+
     def append(self, sequence: Sequence, token: int) -> None:
         """Tell which token follows in a running sequence."""
         sequence.tokens.append(token)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or not; its full pages stay cached."""
-        if self._running.pop(sequence.serial, None) is not None:
+        """Forget a sequence, finished or not; its computed pages stay cached."""
+        if sequence.slot >= 0:
             self._unseat(sequence)
-            return
-        at = bisect_left(self._waiting, _rank(sequence), key=_rank)
-        if at == len(self._waiting) or self._waiting[at] is not sequence:
-            raise InternalError(f"sequence {sequence.serial} is neither running nor waiting")
-        del self._waiting[at]
+        else:
+            _take_out(self._waiting, sequence)
 
-    def everything(self) -> tuple[Sequence, ...]:
-        """All sequences, running ones first."""
-        return (*self._running.values(), *self._waiting)
+    def retreat(self, scheduled: Scheduled) -> None:
+        """Undo a step whose forward pass failed, and distrust all that was computed so far.
+
+        Every running sequence waits again, with the tokens that it has.
+        """
+        for row, sequence in zip(scheduled.plan.rows, scheduled.sequences, strict=True):
+            sequence.scored -= len(row.targets)
+        for sequence in tuple(self._running):
+            self._unseat(sequence)
+            insort(self._waiting, sequence, key=_rank)
+        self.tree.clear()
 
     def clear_cache(self) -> bool:
         """Forget every cached prefix; refused (False) while sequences run."""
@@ -143,48 +165,77 @@ class Scheduler:
         Raises:
             InternalError: they do not.
         """
-        running = self._running.values()
-        self.pool.check([sequence.pages for sequence in running], self.tree.pages())
-        for sequence in running:
+        self.pool.check([sequence.pages for sequence in self._running], self.tree.pages())
+        self.tree.check()
+        for sequence in self._running:
             if len(sequence.pages) * self._page_size < sequence.computed:
                 raise InternalError(f"sequence {sequence.serial} has tokens without pages")
-            if sequence.node is not None and sequence.node_pages > len(sequence.pages):
+            if (
+                sequence.node is not None
+                and self.tree.path(sequence.node) != (sequence.pages[: sequence.node_pages])
+            ):
                 raise InternalError(f"sequence {sequence.serial} lost pages that are cached")
-        slots = sorted([*self._free_slots, *(sequence.slot for sequence in running)])
-        if slots != list(range(len(slots))):
+        slots = sorted([*self._free_slots, *(sequence.slot for sequence in self._running)])
+        if slots != list(range(self._slots)):
             raise InternalError("slots are lost or taken twice")
         if any(sequence.pages or sequence.slot >= 0 for sequence in self._waiting):
             raise InternalError("a waiting sequence holds pages or a slot")
+        for queue in (self._running, self._waiting):
+            if queue != sorted(queue, key=_rank):
+                raise InternalError("a queue is out of order")
 
-    def plan(self) -> Scheduled | None:
+    def plan(self, only: Sequence | None = None) -> Scheduled | None:
         """Decide the next step and take the pages it needs; None when there is nothing to do.
 
         The tokens planned count as computed from here on, so a step that fails must be
-        followed by removing every running sequence and clearing the cache.
+        followed by `retreat`, or by removing every running sequence and clearing the cache.
+
+        Args:
+            only: plan for this sequence alone; all others wait.
         """
         draft = _Draft(self._budget)
-        order = sorted(self._running.values(), key=_rank)
+        if only is not None:
+            for other in [other for other in self._running if other is not only]:
+                self._preempt(other)
+        order = tuple(self._running)
+        rest: list[Sequence] = []
         for sequence in order:
-            if sequence.pending == 1:
+            if len(sequence.tokens) - sequence.computed == 1:
                 self._continue(sequence, draft, order)
-        for sequence in order:
-            if sequence.pending > 1:
-                self._continue(sequence, draft, order)
-        if self._waiting and self._free_slots and draft.budget > 0:
-            self._admit(draft)
-        rows = draft.single + draft.many
-        if not rows:
-            if self._running:
-                raise InternalError("sequences run but none of them can go on")
-            return None
-        plan = Plan(tuple(row for row, _ in rows), tuple(draft.copies))
-        return Scheduled(plan, tuple(sequence for _, sequence in rows), tuple(draft.seated))
+            else:
+                rest.append(sequence)
+        for sequence in rest:
+            self._continue(sequence, draft, order)
+        if only is not None:
+            if only.slot < 0:
+                self._admit([only], draft, rest)
+        elif self._waiting and self._free_slots and draft.budget > 0:
+            self._admit(self._candidates(), draft, rest)
+        if draft.single or draft.many:
+            return draft.finished()
+        if self._running:
+            raise InternalError("sequences run but none of them can go on")
+        return None
 
-    def _continue(self, sequence: Sequence, draft: _Draft, order: list[Sequence]) -> None:
+    # -- sequences that run ------------------------------------------------------------------
+
+    def _continue(self, sequence: Sequence, draft: _Draft, order: tuple[Sequence, ...]) -> None:
         if sequence.slot < 0 or draft.budget < 1:
             return
-        wanted = min(sequence.pending, draft.budget)
-        count = self._room(sequence, wanted)
+        wanted = min(len(sequence.tokens) - sequence.computed, draft.budget)
+        count = len(sequence.pages) * self._page_size - sequence.computed
+        if count < wanted:
+            count = self._room(sequence, wanted, draft, order)
+        if count:
+            self._schedule(sequence, min(count, wanted), draft)
+        elif sequence.pending == 1 or not draft.scheduled:
+            self._preempt(sequence)
+
+    def _room(
+        self, sequence: Sequence, wanted: int, draft: _Draft, order: tuple[Sequence, ...]
+    ) -> int:
+        """Take pages, from weaker sequences where there are no others."""
+        count = self._sharing.room(sequence, wanted)
         while count < wanted:
             victim = next(
                 (
@@ -197,50 +248,40 @@ class Scheduler:
             if victim is sequence:
                 break
             self._preempt(victim)
-            count = self._room(sequence, wanted)
-        if count:
-            self._schedule(sequence, count, draft)
-        elif sequence.pending == 1 or not draft.scheduled:
-            self._preempt(sequence)
-
-    def _room(self, sequence: Sequence, wanted: int) -> int:
-        """Take pages for `wanted` more tokens; how many of them now have a place."""
-        size = self._page_size
-        missing = -(-(sequence.computed + wanted) // size) - len(sequence.pages)
-        if missing > self.pool.free:
-            self.tree.evict(missing - self.pool.free)
-        for _ in range(missing):
-            page = self.pool.allocate()
-            if page is None:
-                break
-            sequence.pages.append(page)
-        return min(wanted, len(sequence.pages) * size - sequence.computed)
+            count = self._sharing.room(sequence, wanted)
+        return count
 
     def _schedule(self, sequence: Sequence, count: int, draft: _Draft) -> None:
         start = sequence.computed
-        end = start + count
-        tokens = sequence.tokens[start:end]
-        sequence.computed = end
+        end = sequence.computed = start + count
+        length = len(sequence.tokens)
         score_from, targets = self._scores(sequence, start, end)
-        fresh_from = min(sequence.synced, self._share(sequence, draft))
+        fresh_from = min(sequence.synced, self._sharing.share(sequence, draft.computing))
         sequence.synced = len(sequence.pages)
         row = Row(
-            slot=sequence.slot,
-            tokens=tokens,
-            start=start,
-            pages=sequence.pages,
-            fresh_from=fresh_from,
-            score_from=score_from,
-            targets=targets,
-            sample=end == len(sequence.tokens) and sequence.max_new_tokens > 0,
+            sequence.slot,
+            sequence.tokens[start:end],
+            start,
+            sequence.pages,
+            fresh_from,
+            score_from,
+            targets,
+            end == length and sequence.max_new_tokens > 0,
         )
-        (draft.single if count == 1 else draft.many).append((row, sequence))
+        if count == 1:
+            draft.single.append((row, sequence))
+        else:
+            draft.many.append((row, sequence))
+        if end == length and start < sequence.prompt_tokens:
+            page = self._sharing.lay_tail(sequence)
+            if page is not None:
+                draft.computing.add(page)
         draft.scheduled.add(sequence.serial)
         draft.budget -= count
 
     def _scores(self, sequence: Sequence, start: int, end: int) -> tuple[int, list[int]]:
         """Which of positions `start` to `end` - 1 are scored, and against which tokens."""
-        if not sequence.wants_prompt_logprobs:
+        if start >= sequence.prompt_tokens or not sequence.wants_prompt_logprobs:
             return end - start, []
         first = max(sequence.scored, start)
         last = min(end, sequence.prompt_tokens - 1)
@@ -249,149 +290,119 @@ class Scheduler:
         sequence.scored = last
         return first - start, sequence.tokens[first + 1 : last + 1]
 
-    def _share(self, sequence: Sequence, draft: _Draft) -> int:
-        """Put the pages that this step fills into the tree; the first index that changed."""
-        node = sequence.node
-        if node is None:
-            return len(sequence.pages)
-        size, changed = self._page_size, len(sequence.pages)
-        index = sequence.node_pages
-        while (index + 1) * size <= sequence.computed:
-            key = tuple(sequence.tokens[index * size : (index + 1) * size])
-            own = sequence.pages[index]
-            node = self.tree.extend(node, key, own)
-            if node.page == own:
-                draft.computing.add(own)
-            else:
-                self.pool.retain((node.page,))
-                self.pool.release((own,))
-                sequence.pages[index] = node.page
-                changed = min(changed, index)
-            index += 1
-        sequence.node, sequence.node_pages = node, index
-        return changed
-
-    def _admit(self, draft: _Draft) -> None:
-        leaders = self._leaders()
-        reserve = sum(self._missing(sequence) for sequence in self._running.values())
-        for sequence in self._candidates():
-            if not self._free_slots or draft.budget < 1:
-                return
-            match = self._match(sequence, touch=False)
-            if self._led(sequence, match, leaders):
-                continue
-            if not self._fits(sequence, match, reserve):
-                return
-            self._seat(sequence, self._match(sequence, touch=True), draft)
-            count = self._room(sequence, min(sequence.pending, draft.budget))
-            if not count:
-                raise InternalError("a sequence was admitted without room for it")
-            self._schedule(sequence, count, draft)
-            reserve += self._missing(sequence)
-            self._lead(sequence, leaders)
+    # -- sequences that wait -----------------------------------------------------------------
 
     def _candidates(self) -> list[Sequence]:
-        """The front of the queue: by priority, the starved, longest cached prefix, arrival."""
+        """The front of the queue: by priority, the overtaken, longest cached prefix, arrival."""
         front = self._waiting[:_CANDIDATES]
-        if not self._shares or len(front) == 1:
-            return front
         for sequence in front:
-            sequence.skipped += 1
+            self._sharing.seek(sequence)
+        if self._sharing.enabled and len(front) > 1:
+            front.sort(
+                key=lambda sequence: (
+                    -sequence.request.priority,
+                    0 if sequence.overtaken >= _MOST_OVERTAKEN else 1,
+                    0 if sequence.overtaken >= _MOST_OVERTAKEN else -sequence.node_pages,
+                    sequence.serial,
+                )
+            )
+        return front
 
-        def order(sequence: Sequence) -> tuple[int, bool, int, int]:
-            starved = sequence.skipped > _STARVED_AFTER
-            match = None if starved else self._match(sequence, touch=False)
-            found = 0 if match is None else len(match.pages)
-            return -sequence.request.priority, not starved, -found, sequence.serial
+    def _admit(self, candidates: list[Sequence], draft: _Draft, prefilling: list[Sequence]) -> None:
+        """Let candidates in, in their order, as far as slots, tokens and pages go.
 
-        return sorted(front, key=order)
-
-    def _match(self, sequence: Sequence, touch: bool) -> Match | None:
-        if not self._shares or sequence.request.no_cache:
-            return None
-        limit = len(sequence.tokens) - 1
-        if sequence.wants_prompt_logprobs:
-            limit = min(limit, sequence.scored)
-        salt = sequence.request.cache_salt
-        return self.tree.match(sequence.tokens, limit, salt, touch)
-
-    def _leaders(self) -> Leaders:
+        1. What a running sequence computes for it in a later step, a candidate waits for.
+        2. So it does for part of a page that is computed in this step and can be copied after
+           it, if all who wait for such pages save as much as a step costs.
+        3. The first that finds no room for all its tokens ends it: later ones that are smaller
+           must not keep it out.
+        """
         leaders: Leaders = set()
-        if self._shares:
-            for sequence in self._running.values():
-                self._lead(sequence, leaders)
-        return leaders
+        for sequence in prefilling:
+            if sequence.slot >= 0:
+                self._sharing.lead(sequence, leaders)
+        reserve = sum(self._sharing.missing(sequence) for sequence in self._running)
+        late: list[Sequence] = []
+        saved = 0
+        for sequence in candidates:
+            if not self._free_slots or draft.budget < 1:
+                break
+            self._sharing.seek(sequence)
+            if self._sharing.led(sequence, leaders):
+                continue
+            coming = self._sharing.coming(sequence, draft.computing)
+            if coming:
+                late.append(sequence)
+                saved += coming
+                continue
+            if not self._fits(sequence, reserve):
+                late.clear()
+                break
+            self._let_in(sequence, draft)
+            reserve += self._sharing.missing(sequence)
+            self._sharing.lead(sequence, leaders)
+        if saved < _WORTH_A_STEP:
+            for sequence in late:
+                if not self._free_slots or draft.budget < 1 or not self._fits(sequence, reserve):
+                    break
+                self._let_in(sequence, draft)
+                reserve += self._sharing.missing(sequence)
+        self._note_overtaken(candidates, draft.seated)
 
-    def _lead(self, sequence: Sequence, leaders: Leaders) -> None:
-        """Note the page a sequence in prefill will fill after this step."""
-        node, at = sequence.node, sequence.node_pages * self._page_size
-        if node is not None and sequence.pending and at + self._page_size <= len(sequence.tokens):
-            leaders.add((id(node), tuple(sequence.tokens[at : at + self._page_size])))
-
-    def _led(self, sequence: Sequence, match: Match | None, leaders: Leaders) -> bool:
-        """Whether a running sequence is about to compute the next page for this one."""
-        if match is None or not leaders:
-            return False
-        at = len(match.pages) * self._page_size
-        end = at + self._page_size
-        if end > len(sequence.tokens) - 1:
-            return False
-        if sequence.wants_prompt_logprobs and end > sequence.scored:
-            return False
-        return (id(match.node), tuple(sequence.tokens[at:end])) in leaders
-
-    def _missing(self, sequence: Sequence) -> int:
-        """Pages a sequence still needs for the tokens it has, and one to grow into."""
-        return -(-len(sequence.tokens) // self._page_size) + 1 - len(sequence.pages)
-
-    def _fits(self, sequence: Sequence, match: Match | None, reserve: int) -> bool:
+    def _fits(self, sequence: Sequence, reserve: int) -> bool:
         if not self._running:
             return True
-        found = match.pages if match is not None else []
-        needed = self._missing(sequence) - len(found)
+        needed = self._sharing.missing(sequence) + reserve
         spare = self.pool.free + self.pool.cached
-        spare -= sum(self.pool.only_in_tree(page) for page in found)
-        return needed + reserve <= spare
+        if sequence.node is not None:
+            needed -= sequence.node_pages
+            spare -= self.tree.unheld(sequence.node)
+        return needed <= spare
 
-    def _seat(self, sequence: Sequence, match: Match | None, draft: _Draft) -> None:
-        self._waiting.remove(sequence)
-        self._running[sequence.serial] = sequence
+    def _let_in(self, sequence: Sequence, draft: _Draft) -> None:
+        _take_out(self._waiting, sequence)
+        insort(self._running, sequence, key=_rank)
         sequence.slot = self._free_slots.pop()
-        sequence.skipped = 0
+        sequence.overtaken = 0
         draft.seated.append(sequence)
-        if match is not None:
-            self._take(sequence, match, draft)
+        copy = self._sharing.take(sequence, draft.computing)
+        if copy is not None:
+            draft.copies.append(copy)
         if sequence.cached_tokens < 0:
             sequence.cached_tokens = sequence.computed
             self.prompt_tokens += sequence.prompt_tokens
             self.cached_tokens += sequence.computed
+        count = self._sharing.room(sequence, min(sequence.pending, draft.budget))
+        if not count:
+            raise InternalError("a sequence was admitted without room for it")
+        self._schedule(sequence, count, draft)
 
-    def _take(self, sequence: Sequence, match: Match, draft: _Draft) -> None:
-        self.pool.retain(match.pages)
-        sequence.pages.extend(match.pages)
-        sequence.node, sequence.node_pages = match.node, len(match.pages)
-        sequence.computed = len(match.pages) * self._page_size
-        source = match.partial
-        if source is None or match.partial_tokens < _WORTH_COPYING or source in draft.computing:
-            return
-        self.pool.retain((source,))
-        if self._room(sequence, match.partial_tokens) == match.partial_tokens:
-            draft.copies.append(PageCopy(source, sequence.pages[-1], match.partial_tokens))
-            sequence.computed += match.partial_tokens
-        self.pool.release((source,))
+    def _note_overtaken(self, candidates: list[Sequence], seated: list[Sequence]) -> None:
+        for winner in seated:
+            for sequence in candidates:
+                if (
+                    sequence.slot < 0
+                    and sequence.serial < winner.serial
+                    and sequence.request.priority == winner.request.priority
+                ):
+                    sequence.overtaken += 1
+
+    # -- sequences that make room --------------------------------------------------------------
 
     def _preempt(self, sequence: Sequence) -> None:
-        del self._running[sequence.serial]
         self._unseat(sequence)
         insort(self._waiting, sequence, key=_rank)
         self.preemptions += 1
 
     def _unseat(self, sequence: Sequence) -> None:
-        if sequence.node is not None:
-            self.tree.touch(sequence.node)
-        self.pool.release(sequence.pages)
+        _take_out(self._running, sequence)
+        self._sharing.settle(sequence)
         self._free_slots.append(sequence.slot)
-        sequence.pages = []
         sequence.slot = -1
-        sequence.computed = sequence.synced = sequence.node_pages = 0
-        sequence.node = None
+
+
+def _take_out(queue: list[Sequence], sequence: Sequence) -> None:
+    at = bisect_left(queue, _rank(sequence), key=_rank)
+    if at == len(queue) or queue[at] is not sequence:
+        raise InternalError(f"sequence {sequence.serial} is neither running nor waiting")
+    del queue[at]

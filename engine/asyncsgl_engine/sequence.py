@@ -22,12 +22,13 @@ class Sequence:
         computed: tokens whose keys and values are in `pages`.
         pages: page ids that hold them, in order.
         synced: leading pages its slot's table is known to have.
-        node: where its pages end in the prefix tree; None outside of it.
-        node_pages: how many of its pages are in the tree.
+        node: where its full pages end in the prefix tree; None outside of it.
+        node_pages: how many pages lead there.
+        tail: its partly filled page in the tree, if that is there.
         slot: its seat in the runner's tables while it runs, else -1.
         cached_tokens: prompt tokens found in the cache when it first ran.
         scored: prompt positions whose logits were scored already.
-        skipped: plans that passed it over while it waited.
+        overtaken: later ones of the same priority that were let in before it.
     """
 
     request: Request
@@ -39,10 +40,11 @@ class Sequence:
     synced: int = 0
     node: Node | None = None
     node_pages: int = 0
+    tail: Node | None = None
     slot: int = -1
     cached_tokens: int = -1
     scored: int = 0
-    skipped: int = 0
+    overtaken: int = 0
 
     @property
     def prompt_tokens(self) -> int:

@@ -1,170 +1,17 @@
-"""The books of sequences and pages, against a memory that really holds tokens."""
+"""The books of sequences and pages, against a memory that really holds tokens.
+
+Random histories are in `tests/property/test_books.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from asyncsgl_engine.config import ResolvedConfig
 from asyncsgl_engine.errors import PromptTooLong
-from asyncsgl_engine.request import Request, Sampling
-from asyncsgl_engine.scheduler import Scheduled, Scheduler
-from asyncsgl_engine.sequence import Sequence
-from tests.engine.books import resolved
-
-Cell = tuple[int, int] | None
-
-
-class Memory:
-    """A KV cache that stores (position, token) instead of keys and values."""
-
-    def __init__(self, config: ResolvedConfig) -> None:
-        self.size = config.page_size
-        self.cells: list[Cell] = [None] * (config.num_pages * config.page_size)
-        self.tables: dict[int, list[int]] = {}
-
-    def run(self, scheduled: Scheduled) -> None:
-        """Do a step as a runner does, then check what every row would attend to."""
-        for copy in scheduled.plan.copies:
-            source, target = copy.source * self.size, copy.target * self.size
-            self.cells[target : target + copy.tokens] = self.cells[source : source + copy.tokens]
-        for row in scheduled.plan.rows:
-            table = self.tables.setdefault(row.slot, [])
-            table[row.fresh_from :] = row.pages[row.fresh_from :]
-            for offset, token in enumerate(row.tokens):
-                position = row.start + offset
-                self.cells[self.place(row.slot, position)] = (position, token)
-        for row, sequence in zip(scheduled.plan.rows, scheduled.sequences, strict=True):
-            end = row.start + len(row.tokens)
-            assert self.tables[row.slot] == list(sequence.pages)
-            seen = [self.cells[self.place(row.slot, position)] for position in range(end)]
-            assert seen == list(enumerate(sequence.tokens[:end]))
-
-    def place(self, slot: int, position: int) -> int:
-        return self.tables[slot][position // self.size] * self.size + position % self.size
-
-
-class Driver:
-    """Plays the core: draws tokens, ends sequences, keeps count of what is due."""
-
-    def __init__(self, config: ResolvedConfig) -> None:
-        self.config = config
-        self.scheduler = Scheduler(config)
-        self.memory = Memory(config)
-        self.alive: dict[str, Sequence] = {}
-        self.done: dict[str, Sequence] = {}
-        self.computed = 0
-
-    def add(self, request: Request) -> Sequence:
-        sequence = self.scheduler.add(request)
-        self.alive[request.request_id] = sequence
-        return sequence
-
-    def drop(self, name: str) -> None:
-        self.scheduler.remove(self.alive.pop(name))
-
-    def step(self) -> Scheduled | None:
-        scheduled = self.scheduler.plan()
-        self.scheduler.check()
-        if scheduled is None:
-            return None
-        plan = scheduled.plan
-        assert plan.num_tokens <= self.config.chunked_prefill_size
-        assert len({row.slot for row in plan.rows}) == len(plan.rows)
-        assert self.scheduler.running <= self.config.max_running_requests
-        self.computed += plan.num_tokens
-        self.memory.run(scheduled)
-        for row, sequence in zip(plan.rows, scheduled.sequences, strict=True):
-            if row.sample:
-                # The same history always draws the same token, so that prefixes recur.
-                self.scheduler.append(sequence, (sum(sequence.tokens) * 7 + 1) % 5)
-            over = sequence.output_tokens >= sequence.max_new_tokens
-            if over and not sequence.pending - int(row.sample):
-                name = sequence.request.request_id
-                self.scheduler.remove(self.alive.pop(name))
-                self.done[name] = sequence
-        self.scheduler.check()
-        return scheduled
-
-    def drain(self) -> None:
-        for _ in range(10_000):
-            if self.step() is None:
-                break
-        assert not self.alive
-        assert self.scheduler.pool.held == 0
-
-
-def request(name: str, tokens: list[int], new: int = 4, **fields: object) -> Request:
-    made = Request(name, tuple(tokens), Sampling(max_new_tokens=new))
-    return replace(made, **fields)  # type: ignore[arg-type]
-
-
-tokens = st.lists(st.integers(0, 2), min_size=1, max_size=40)
-actions = st.one_of(
-    st.tuples(st.just("add"), tokens, st.integers(0, 12), st.integers(0, 7)),
-    st.tuples(st.just("step"), st.integers(1, 4)),
-    st.tuples(st.just("drop"), st.integers(0, 100)),
-    st.tuples(st.just("flush")),
-)
-
-
-@given(
-    script=st.lists(actions, max_size=40),
-    page_size=st.sampled_from([1, 2, 4, 16]),
-    pages=st.integers(4, 40),
-    chunk=st.sampled_from([1, 3, 8, 64]),
-    slots=st.integers(1, 6),
-    shares=st.booleans(),
-)
-def test_every_row_attends_to_its_own_tokens(
-    script: list[tuple[object, ...]],
-    page_size: int,
-    pages: int,
-    chunk: int,
-    slots: int,
-    shares: bool,
-) -> None:
-    config = resolved(
-        page_size=page_size, num_pages=pages, chunk=chunk, slots=slots, shares=shares, context=64
-    )
-    driver = Driver(config)
-    added: dict[str, int] = {}
-    for number, action in enumerate(script):
-        match action:
-            case ("add", list() as prompt, int(new), int(kind)):
-                name = f"r{number}"
-                asked = request(
-                    name,
-                    prompt,
-                    new,
-                    priority=kind & 1,
-                    cache_salt="other" if kind & 2 else None,
-                    no_cache=kind == 7,
-                )
-                try:
-                    driver.add(asked)
-                except PromptTooLong:
-                    assert len(prompt) + (new > 0) > config.sequence_limit
-                else:
-                    added[name] = min(new, config.sequence_limit - len(prompt))
-            case ("step", int(times)):
-                for _ in range(times):
-                    driver.step()
-            case ("drop", int(which)):
-                if driver.alive:
-                    name = sorted(driver.alive)[which % len(driver.alive)]
-                    driver.drop(name)
-                    del added[name]
-                    driver.scheduler.check()
-            case _:
-                assert driver.scheduler.clear_cache() == (driver.scheduler.running == 0)
-    driver.drain()
-    assert {name: seq.output_tokens for name, seq in driver.done.items()} == added
-    assert driver.scheduler.clear_cache()
-    assert driver.scheduler.pool.free == pages
+from asyncsgl_engine.scheduler import Scheduler
+from tests.engine.books import Driver, request, resolved
 
 
 def test_a_prefix_shared_by_new_requests_is_computed_once() -> None:
@@ -250,3 +97,112 @@ def test_a_prompt_too_long_is_refused_with_both_lengths() -> None:
     with pytest.raises(PromptTooLong, match=r"16 tokens, at most 15 fit \(max_total_tokens\)"):
         scheduler.add(request("r", [1] * 16))
     assert scheduler.add(request("r", [1] * 16, new=0)).limit == 16
+
+
+def test_several_answers_to_one_prompt_compute_it_once_and_copy_its_last_page() -> None:
+    driver = Driver(resolved(page_size=16, num_pages=200, chunk=512, slots=16))
+    prompt = [index % 7 for index in range(16 * 5 + 13)]
+    for number in range(8):
+        driver.add(request(f"r{number}", prompt, new=3))
+    first, second = driver.step(), driver.step()
+    assert first is not None
+    assert second is not None
+    # The page that the first one fills only in part is there one step later.
+    assert [len(row.tokens) for row in first.plan.rows] == [93]
+    assert [copy.tokens for copy in second.plan.copies] == [12] * 7
+    assert [len(row.tokens) for row in second.plan.rows] == [1] * 8
+    driver.drain()
+    assert {seq.cached_tokens for seq in driver.done.values()} == {0, 92}
+
+
+def test_few_tokens_are_computed_again_rather_than_waited_for() -> None:
+    driver = Driver(resolved(page_size=16, num_pages=200, chunk=512, slots=16))
+    for number in range(3):
+        driver.add(request(f"r{number}", [1] * 24, new=1))
+    scheduled = driver.step()
+    assert scheduled is not None
+    assert [len(row.tokens) for row in scheduled.plan.rows] == [24, 8, 8]
+
+
+def test_forks_go_on_from_the_half_page_that_the_answer_before_them_ended_in() -> None:
+    driver = Driver(resolved(page_size=64, num_pages=40, chunk=512, slots=16))
+    trunk = driver.add(request("trunk", [index % 9 for index in range(100)], new=20))
+    driver.drain()
+    before = driver.computed
+    for number in range(4):
+        driver.add(request(f"fork{number}", [*trunk.tokens, 11, number], new=1))
+    driver.drain()
+    # The last drawn token was never computed; everything before it was.
+    assert [driver.done[f"fork{n}"].cached_tokens for n in range(4)] == [119] * 4
+    assert driver.computed - before == 4 * 3
+
+
+def test_a_shared_prefix_longer_than_many_chunks_is_computed_once() -> None:
+    driver = Driver(resolved(page_size=16, num_pages=400, chunk=40, slots=8))
+    prefix = [index % 11 for index in range(1600)]
+    for number in range(6):
+        driver.add(request(f"r{number}", [*prefix, 20 + number], new=2))
+        driver.step()
+    driver.drain()
+    assert driver.computed == 1600 + 6 * 2
+
+
+def test_a_request_that_opts_out_neither_reads_nor_fills_the_cache() -> None:
+    driver = Driver(resolved(page_size=4, num_pages=50, chunk=64, slots=2))
+    for number, opts_out in enumerate([True, False, True]):
+        driver.add(request(f"r{number}", [1] * 17, new=2, no_cache=opts_out))
+        driver.drain()
+    assert [seq.cached_tokens for seq in driver.done.values()] == [0, 0, 0]
+    assert driver.scheduler.pool.cached == 4
+
+
+def test_a_prompt_in_progress_can_be_joined_before_it_is_done() -> None:
+    driver = Driver(resolved(page_size=4, num_pages=100, chunk=16, slots=4))
+    driver.add(request("long", [1] * 80, new=1))
+    driver.step()
+    driver.step()
+    driver.drop("long")
+    assert driver.add(request("next", [1] * 40, new=1)).cached_tokens == -1
+    driver.drain()
+    assert driver.done["next"].cached_tokens == 32
+
+
+def test_a_failed_step_leaves_everybody_waiting_with_what_they_have() -> None:
+    driver = Driver(resolved(page_size=4, num_pages=100, chunk=64, slots=4))
+    for number in range(3):
+        driver.add(request(f"r{number}", [number] * 9, new=5))
+    driver.step()
+    driver.step()
+    scheduled = driver.scheduler.plan()
+    assert scheduled is not None
+    driver.scheduler.retreat(scheduled)
+    assert (driver.scheduler.running, driver.scheduler.waiting) == (0, 3)
+    alone = driver.step(only=scheduled.sequences[1])
+    assert alone is not None
+    assert [len(row.tokens) for row in alone.plan.rows] == [11]
+    driver.drain()
+    assert {seq.output_tokens for seq in driver.done.values()} == {5}
+
+
+def calls_to_plan(waiting: int) -> int:
+    """Function calls in three plans with so many requests in the queue."""
+    driver = Driver(resolved(page_size=4, num_pages=4000, chunk=64, slots=8))
+    for number in range(waiting):
+        driver.scheduler.add(request(f"r{number}", [number % 250, number // 250, 1], new=30))
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        for _ in range(3):
+            driver.scheduler.plan()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_planning_does_not_grow_with_the_queue() -> None:
+    assert calls_to_plan(20_000) < 1.3 * calls_to_plan(200)
