@@ -8,13 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .attention import (
-    AttentionBackend,
-    NativeAttention,
-    TorchAttention,
-    build_native,
-    build_triton,
-)
+from .attention import AttentionBackend, TorchAttention, build_triton
 from .config import EngineConfig, ResolvedConfig
 from .constraints import Constraints
 from .core import EngineCore
@@ -24,6 +18,7 @@ from .grammar import GrammarCompiler
 from .hub import resolve_model
 from .hub.cache import default_cache_root
 from .model import load_model
+from .native import Library, NativeAttention, build_library
 from .runner import ModelRunner
 from .tokenizer import Tokenizer
 
@@ -63,25 +58,28 @@ def load(config: EngineConfig, progress: Progress) -> Loaded:
         found.path, getattr(torch, config.resolve_dtype(device)), torch.device(device.device)
     )
     resolved = config.resolve(model.facts, inspect_device(config.device))
-    runner = ModelRunner(model, resolved, choose_attention(resolved))
+    library = build_library(default_cache_root() / "native") if resolved.native else None
+    runner = ModelRunner(model, resolved, choose_attention(resolved, library), library)
     constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
     core = EngineCore(resolved, runner, tokenizer, constraints)
     progress("Loading the model", 1.0)
     return Loaded(core, constraints, tokenizer, resolved)
 
 
-def choose_attention(config: ResolvedConfig) -> AttentionBackend:
-    """The fastest implementation that runs here."""
+def choose_attention(config: ResolvedConfig, library: Library | None) -> AttentionBackend:
+    """The fastest implementation that runs here.
+
+    Args:
+        library: compiled code, if there is any.
+    """
     facts = config.model
     dtype: torch.dtype = getattr(torch, config.dtype)
     if config.device == "cuda":
         return build_triton(dtype, facts) or TorchAttention()
-    if config.native and NativeAttention.takes(
+    if library is not None and NativeAttention.takes(
         dtype, facts.num_heads, facts.num_kv_heads, facts.head_dim
     ):
-        library = build_native(default_cache_root() / "native")
-        if library is not None:
-            return NativeAttention(library)
+        return NativeAttention(library, config.num_threads)
     return TorchAttention()
 
 

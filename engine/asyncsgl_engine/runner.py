@@ -7,20 +7,25 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .attention import AttentionBackend, StepContext, TorchAttention
+from .attention import AttentionBackend, TorchAttention
 from .config import ResolvedConfig
-from .errors import ModelError
+from .forward import Forward, ModuleForward
 from .graphs import Capture, CudaGraphs, StaticInputs, capture_all, ladder
-from .inputs import Batch, InputBuilder
+from .inputs import InputBuilder
 from .kv_cache import KVCache
 from .logprobs import describe
+from .lowering import lower
 from .model import LoadedModel
+from .native import Library
 from .plan import Mask, Outcome, Plan, Row, Seat
 from .request import Request, TokenLogprob
 from .sampler import Sampler
 from .transfer import upload
 
 __all__ = ["ModelRunner"]
+
+
+_TRIED, _SPREAD = 12, 7919  # tokens, taken from all over the vocabulary
 
 
 def _no_mask() -> Mask | None:
@@ -36,6 +41,7 @@ class ModelRunner:
         attention: computes the layers; PyTorch's operators by default.
         capture: records decoding steps where the configuration wants that; by default as CUDA
             graphs.
+        library: compiled code, for models that it can compute as a whole.
 
     Raises:
         ModelError: the model does not send its attention through transformers' interface.
@@ -46,11 +52,11 @@ class ModelRunner:
         model: LoadedModel,
         config: ResolvedConfig,
         attention: AttentionBackend | None = None,
+        library: Library | None = None,
         capture: Capture | None = None,
     ) -> None:
         facts, device = model.facts, torch.device(config.device)
-        self._model = model
-        self._attention = attention if attention is not None else TorchAttention()
+        attention = attention if attention is not None else TorchAttention()
         self._cache = KVCache(
             facts.num_layers,
             config.num_pages,
@@ -66,19 +72,23 @@ class ModelRunner:
             slots,
             config.page_size,
             most_pages,
-            self._attention.needs_slots,
+            attention.needs_slots,
             device,
-            self._attention.needs_tables,
+            attention.needs_tables,
         )
         self._sampler = Sampler(slots, facts.vocab_size, device)
         self._requests: dict[int, Request] = {}
-        self._forward = self._compute
-        self._try_out()
-        if config.cuda_graph_max_bs and self._attention.skips_padding:
+        self._limit = config.sequence_limit
+        self._vocab = facts.vocab_size
+        module = ModuleForward(model, self._cache, attention)
+        self._forward = lower(
+            model, self._cache, module, library, config.num_threads, self._try_out
+        )
+        if config.cuda_graph_max_bs and attention.skips_padding:
             most = config.cuda_graph_max_bs
             inputs = StaticInputs(most, most_pages, config.page_size, device)
-            graphed = capture_all(self._compute, ladder(most), inputs, capture or CudaGraphs())
-            self._forward = self._compute if graphed is None else graphed.forward
+            captured = capture_all(module.forward, ladder(most), inputs, capture or CudaGraphs())
+            self._forward = captured or module
 
     def seat(self, seat: Seat) -> None:
         """Take over a sequence that got a slot."""
@@ -95,7 +105,7 @@ class ModelRunner:
         """
         self._cache.copy(plan.copies)
         batch = self._inputs.build(plan)
-        logits = self._forward(batch)
+        logits = self._forward.forward(batch)
         for row in plan.rows:
             self._sampler.note(row.slot, row.tokens, row.start)
         drawn = [index for index, row in enumerate(plan.rows) if row.sample]
@@ -110,18 +120,6 @@ class ModelRunner:
             self._logprobs(plan, logits, drawn, tokens),
             self._scores(plan, logits, len(drawn)),
         )
-
-    def _compute(self, batch: Batch) -> torch.Tensor:
-        context = StepContext(batch, self._cache, self._attention)
-        rows = batch.logit_rows
-        logits = self._model.logits(batch.input_ids, batch.position_ids, rows, context)
-        if context.calls != self._model.facts.num_layers:
-            raise ModelError(
-                f"{self._model.facts.architecture} attended {context.calls} times in "
-                f"{self._model.facts.num_layers} layers: its attention does not go through "
-                "transformers' attention interface"
-            )
-        return logits
 
     def _draw(self, logits: torch.Tensor, rows: list[Row], mask: Mask | None) -> list[int]:
         slots = [row.slot for row in rows]
@@ -164,10 +162,24 @@ class ModelRunner:
         return found
 
     @torch.inference_mode()
-    def _try_out(self) -> None:
-        """One token through the whole model: faults show here, not in a user's request."""
-        row = Row(0, (0,), 0, (0,), 0, 1, (), sample=True)
-        self._forward(self._inputs.build(Plan((row,))))
+    def _try_out(self, forward: Forward) -> torch.Tensor:
+        """A few tokens through the whole model: faults show here, not in a user's request.
+
+        Returns:
+            Logits after each of them but the first, the last of them computed as in decoding.
+        """
+        vocab = self._vocab
+        tokens = [index * _SPREAD % vocab for index in range(min(_TRIED, self._limit))]
+        count = len(tokens)
+        pages = range(-(-count // self._cache.page_size))
+        targets = tokens[1:]
+        rows = [
+            Row(0, tokens, 0, pages, 0, 0, targets, sample=False),
+            Row(0, tokens[-1:], count - 1, pages, 0, 1, (), sample=True),
+        ]
+        batches = [self._inputs.build(Plan((row,))) for row in rows]
+        logits = [forward.forward(batch).to(torch.float32, copy=True) for batch in batches]
+        return torch.cat(logits)
 
 
 def _within(mask: Mask | None, drawn: list[int]) -> Mask | None:

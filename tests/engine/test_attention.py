@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 from functools import cache
 from pathlib import Path
@@ -12,11 +11,10 @@ import torch
 
 from asyncsgl_engine.attention import (
     AttentionBackend,
-    NativeAttention,
     TorchAttention,
-    build_native,
 )
 from asyncsgl_engine.kv_cache import KVCache
+from asyncsgl_engine.native import Library, NativeAttention, build_library
 from asyncsgl_engine.plan import PageCopy
 from tests.engine.attention_cases import Shape, check
 
@@ -24,8 +22,8 @@ CPU = torch.device("cpu")
 
 
 @cache
-def library_of(folder: Path) -> ctypes.CDLL | None:
-    return build_native(folder)
+def library_of(folder: Path) -> Library | None:
+    return build_library(folder)
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +37,7 @@ def implementation(name: str, folder: Path) -> AttentionBackend:
     library = library_of(folder)
     if library is None:
         pytest.skip("no C compiler here")
-    return NativeAttention(library)
+    return NativeAttention(library, 2)
 
 
 @pytest.mark.parametrize("name", ["torch", "native"])
@@ -82,16 +80,16 @@ def test_copies_take_the_beginning_of_a_page_in_every_layer() -> None:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 def test_the_library_is_compiled_once(tmp_path: Path) -> None:
-    assert build_native(tmp_path) is not None
+    assert build_library(tmp_path) is not None
     denormal = torch.tensor(1e-40)
     assert float(denormal * 1.0) > 0.0, "loading it leaves floating point as it was"
     (library,) = tmp_path.iterdir()
     made = library.stat().st_mtime_ns
-    assert build_native(tmp_path) is not None
+    assert build_library(tmp_path) is not None
     assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [made]
 
 
 def test_without_a_compiler_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert build_native(tmp_path) is None
+    assert build_library(tmp_path) is None
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .base import AttentionBackend, LayerCall, StepContext
 from .interface import IMPLEMENTATION, register
-from .native import NativeAttention, build_native
 from .torch_cpu import TorchAttention
 from .triton_attention import TritonAttention, build_triton
 
@@ -12,11 +11,9 @@ __all__ = [
     "IMPLEMENTATION",
     "AttentionBackend",
     "LayerCall",
-    "NativeAttention",
     "StepContext",
     "TorchAttention",
     "TritonAttention",
-    "build_native",
     "build_triton",
     "register",
 ]

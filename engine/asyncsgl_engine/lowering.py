@@ -1,0 +1,76 @@
+"""Replaces a model's forward pass by compiled code, where that computes the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from .forward import Forward, ForwardBySize, ModuleForward
+from .kv_cache import KVCache
+from .model import LoadedModel
+from .native import Library, NativeDecoder, read_weights
+
+__all__ = ["lower"]
+
+_LOG = logging.getLogger(__name__)
+# Where the processor has matrix tiles (AMX), which the compiled code does not use, PyTorch's
+# products overtake it from about this many tokens on.
+_TOKENS_FOR_TILES = 128
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+Probe = Callable[[Forward], torch.Tensor]
+
+
+def lower(
+    model: LoadedModel,
+    cache: KVCache,
+    module: ModuleForward,
+    library: Library | None,
+    threads: int,
+    probe: Probe,
+) -> Forward:
+    """The fastest forward pass that agrees with the model's own.
+
+    Args:
+        model: as transformers loaded it.
+        cache: keys and values.
+        module: the model's own forward pass.
+        library: compiled code, if there is any.
+        threads: to compute with.
+        probe: runs some tokens through a forward pass and gives all their logits.
+
+    Raises:
+        ModelError: the model's own forward pass cannot be used.
+    """
+    expected = probe(module)
+    weights = read_weights(model.module) if library is not None else None
+    if library is None or weights is None or not NativeDecoder.takes(weights):
+        return module
+    decoder = NativeDecoder(library, weights, cache, threads)
+    error = _difference(probe(decoder), expected)
+    if not error < _TOLERANCE[weights.embedding.dtype]:
+        _LOG.warning(
+            "%s: the compiled forward pass is off by %.2g of the logits' norm, so it is not used",
+            model.facts.architecture,
+            error,
+        )
+        return module
+    if _has_matrix_tiles():
+        return ForwardBySize(decoder, module, _TOKENS_FOR_TILES)
+    return decoder
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Length of the difference as a share of what is expected, for the median of the rows.
+
+    In bfloat16 single rows may differ widely where the model itself is at the mercy of rounding.
+    """
+    scale = torch.linalg.vector_norm(expected, dim=-1).clamp_min(1e-30)
+    return float((torch.linalg.vector_norm(found - expected, dim=-1) / scale).median())
+
+
+def _has_matrix_tiles() -> bool:
+    # Underscored in PyTorch, so its absence means "no".
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())

@@ -1,0 +1,137 @@
+/* Vectors of floats as wide as the processor's, and elements as two float types store them.
+
+   GCC's vector extensions serve every processor; intrinsics stand only where they are needed. */
+
+#ifndef ASYNCSGL_VECTORS_H
+#define ASYNCSGL_VECTORS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+/* A register tile of a matrix product: TILE_ROWS rows by TILE_COLUMNS = 2 * LANES columns. It
+   fills the register file: 24 sums, two vectors of weights and one broadcast of 32 registers, or
+   12 + 2 + 1 of 16. */
+#if defined(__AVX512F__)
+#define LANES 16
+#define TILE_ROWS 12
+#elif defined(__AVX__)
+#define LANES 8
+#define TILE_ROWS 6
+#else
+#define LANES 4
+#define TILE_ROWS 6
+#endif
+#define TILE_COLUMNS (2 * LANES)
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+INLINE vf splat(float value) { return value - (vf){0}; }
+INLINE vu splat_bits(uint32_t bits) { return bits | (vu){0}; }
+INLINE vf load(const float *from) { return *(const vf *)from; }
+INLINE vu load_bits(const uint32_t *from) { return *(const vu *)from; }
+INLINE void store(float *to, vf value) { *(vf *)to = value; }
+
+INLINE float widen_bf16(uint16_t bits) {
+    const uint32_t whole = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &whole, 4);
+    return value;
+}
+
+/* To the nearest, ties to even. */
+INLINE uint16_t narrow_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+INLINE float widen_f32(float value) { return value; }
+INLINE float narrow_f32(float value) { return value; }
+
+/* exp for arguments up to 0, by Cody and Waite's reduction and a minimax polynomial (Cephes): within
+   2 units in the last place, and unlike expf it is vectorised. */
+INLINE float exp_down(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    const float count = rintf(x * 1.44269504f);
+    const float rest = (x - count * 0.693145752f) - count * 1.42860677e-6f;
+    float sum = 1.9875691500e-4f;
+    sum = sum * rest + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
+    const int32_t bits = ((int32_t)count + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return sum * power;
+}
+
+/* x / (1 + exp(-x)), without overflow on either side. */
+INLINE float silu(float x) {
+    const float fade = exp_down(x < 0.0f ? x : -x);
+    return x * (x < 0.0f ? fade : 1.0f) / (1.0f + fade);
+}
+
+/* Transpose `rows` lines of `columns` 32-bit units each: to[c * stride + r] = from[r][c]. */
+INLINE void transpose_slow(const uint32_t *const *from, int64_t rows, int64_t columns, uint32_t *to,
+                           int64_t stride) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) to[c * stride + r] = from[r][c];
+}
+
+#if defined(__AVX512F__)
+/* The same for 16 by 16 units, in registers. */
+INLINE void transpose_16(const uint32_t *const *from, int64_t column, uint32_t *to, int64_t stride) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from[i] + column);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_si512(to + i * stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_si512(to + (i + 4) * stride, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
+        _mm512_storeu_si512(to + (i + 8) * stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+        _mm512_storeu_si512(to + (i + 12) * stride, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
+    }
+}
+
+/* The sums of the lanes of four vectors. */
+INLINE __m128 sums_of_four(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 all = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd))));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+#endif
+
+#endif
