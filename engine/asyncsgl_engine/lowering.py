@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 import torch
 
+from .attention import AttentionBackend, TritonAttention
+from .config import ResolvedConfig
 from .forward import Forward, ForwardBySize, ModuleForward
 from .kv_cache import KVCache
 from .model import LoadedModel
 from .native import Library, NativeDecoder, read_weights
+from .triton_forward import TritonForward
 
 __all__ = ["lower"]
 
@@ -18,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 # Where the processor has matrix tiles (AMX), which the compiled code does not use, PyTorch's
 # products overtake it from about this many tokens on.
 _TOKENS_FOR_TILES = 128
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 Probe = Callable[[Forward], torch.Tensor]
 
@@ -26,9 +29,9 @@ Probe = Callable[[Forward], torch.Tensor]
 def lower(
     model: LoadedModel,
     cache: KVCache,
-    module: ModuleForward,
+    attention: AttentionBackend,
+    config: ResolvedConfig,
     library: Library | None,
-    threads: int,
     probe: Probe,
 ) -> Forward:
     """The fastest forward pass that agrees with the model's own.
@@ -36,19 +39,26 @@ def lower(
     Args:
         model: as transformers loaded it.
         cache: keys and values.
-        module: the model's own forward pass.
-        library: compiled code, if there is any.
-        threads: to compute with.
+        attention: computes the layers' attention.
+        config: the threads to compute with, and the longest sequence.
+        library: compiled code for the processor, if there is any.
         probe: runs some tokens through a forward pass and gives all their logits.
 
     Raises:
         ModelError: the model's own forward pass cannot be used.
     """
+    module = ModuleForward(model, cache, attention)
     expected = probe(module)
-    weights = read_weights(model.module) if library is not None else None
-    if library is None or weights is None or not NativeDecoder.takes(weights):
+    weights = read_weights(model.module)
+    decoder: Forward
+    if weights is None:
         return module
-    decoder = NativeDecoder(library, weights, cache, threads)
+    if isinstance(attention, TritonAttention):
+        decoder = TritonForward(weights, cache, attention, config.sequence_limit)
+    elif library is not None and NativeDecoder.takes(weights):
+        decoder = NativeDecoder(library, weights, cache, config.num_threads)
+    else:
+        return module
     error = _difference(probe(decoder), expected)
     if not error < _TOLERANCE[weights.embedding.dtype]:
         _LOG.warning(
@@ -57,7 +67,7 @@ def lower(
             error,
         )
         return module
-    if _has_matrix_tiles():
+    if isinstance(decoder, NativeDecoder) and _has_matrix_tiles():
         return ForwardBySize(decoder, module, _TOKENS_FOR_TILES)
     return decoder
 

@@ -9,7 +9,7 @@ import torch
 
 from .attention import AttentionBackend, TorchAttention
 from .config import ResolvedConfig
-from .forward import Forward, ModuleForward
+from .forward import Forward
 from .graphs import Capture, CudaGraphs, StaticInputs, capture_all, ladder
 from .inputs import InputBuilder
 from .kv_cache import KVCache
@@ -80,15 +80,13 @@ class ModelRunner:
         self._requests: dict[int, Request] = {}
         self._limit = config.sequence_limit
         self._vocab = facts.vocab_size
-        module = ModuleForward(model, self._cache, attention)
-        self._forward = lower(
-            model, self._cache, module, library, config.num_threads, self._try_out
-        )
+        forward = lower(model, self._cache, attention, config, library, self._try_out)
+        self._forward: Forward = forward
         if config.cuda_graph_max_bs and attention.skips_padding:
             most = config.cuda_graph_max_bs
             inputs = StaticInputs(most, most_pages, config.page_size, device)
-            captured = capture_all(module.forward, ladder(most), inputs, capture or CudaGraphs())
-            self._forward = captured or module
+            captured = capture_all(forward.forward, ladder(most), inputs, capture or CudaGraphs())
+            self._forward = captured or forward
 
     def seat(self, seat: Seat) -> None:
         """Take over a sequence that got a slot."""

@@ -41,7 +41,8 @@ def run_cases(file: str, names: str, folder: Path, interpreted: bool) -> None:
 @NEEDS_TRITON
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "names", ["tokens_attend or tiles or one_kind or padding", "greedy or bfloat16_is"]
+    "names",
+    ["tokens_attend or tiles or one_kind or padding", "greedy or bfloat16_is or few_launches"],
 )
 def test_interpreted(names: str, tmp_path: Path) -> None:
     run_cases("triton_cases.py", names, tmp_path, interpreted=True)

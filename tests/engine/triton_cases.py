@@ -6,17 +6,29 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from asyncsgl_engine.attention import LayerCall, StepContext
 from asyncsgl_engine.attention.triton_attention import Tiles, TritonAttention
 from asyncsgl_engine.config import EngineConfig
+from asyncsgl_engine.forward import ModuleForward
 from asyncsgl_engine.graphs import Replay, StaticInputs
 from asyncsgl_engine.inputs import InputBuilder
 from asyncsgl_engine.kv_cache import KVCache
+from asyncsgl_engine.model import wrap_model
+from asyncsgl_engine.native import read_weights
 from asyncsgl_engine.plan import Plan, Row
+from asyncsgl_engine.triton_forward import TritonForward
 from tests.engine.attention_cases import Shape, check
 from tests.engine.direct import core_for, generate, logit_errors, serve, workload
 
@@ -130,3 +142,58 @@ def test_greedy_tokens_equal_generate(
 def test_bfloat16_is_as_close_as_transformers_own(model_folder: Callable[[str], Path]) -> None:
     ours, theirs = logit_errors(model_folder("llama"), TritonAttention(8, SMALL), CPU)
     assert 0.0 < ours < 1.5 * theirs
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 72,
+    "intermediate_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "close"),
+    [
+        (LlamaConfig(**SIZES, head_dim=24, attention_bias=True), torch.float32, 1e-5),
+        (Qwen2Config(**SIZES), torch.float32, 1e-5),
+        (Qwen3Config(**SIZES, head_dim=16), torch.float32, 1e-5),
+        (Qwen3Config(**SIZES, head_dim=16), torch.bfloat16, 0.05),
+    ],
+    ids=["llama", "qwen2", "qwen3", "qwen3-bfloat16"],
+)
+def test_a_forward_pass_in_few_launches_is_the_modules(
+    config: PreTrainedConfig, dtype: torch.dtype, close: float
+) -> None:
+    torch.manual_seed(2)
+    module: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    for parameter in module.parameters():
+        if parameter.dim() == 1:  # norms are 1 and biases 0 before they are trained
+            torch.nn.init.normal_(parameter, 1.0, 0.3)
+    model = wrap_model(module)
+    facts = model.facts
+    attention = TritonAttention(8, SMALL)
+    cache = KVCache(facts.num_layers, 8, 8, facts.num_kv_heads, facts.head_dim, dtype, CPU)
+    weights = read_weights(module)
+    assert weights is not None
+    before = module.model.layers[0].mlp.up_proj.weight.detach().clone()
+    few = TritonForward(weights, cache, attention, positions=128)
+    assert torch.equal(module.model.layers[0].mlp.up_proj.weight, before)
+    builder = InputBuilder(2, 8, 4, False, CPU, True)
+    for rows in (
+        [Row(0, range(20), 0, (5, 2, 7), 0, 0, range(20), True)],
+        [
+            Row(0, (9,), 20, (5, 2, 7), 0, 1, (), True),
+            Row(1, range(30, 37), 0, (1,), 0, 7, (), True),
+        ],
+    ):
+        batch = builder.build(Plan(tuple(rows)))
+        with torch.inference_mode():
+            expected = ModuleForward(model, cache, attention).forward(batch).float()
+            found = few.forward(batch).float()
+        error = (found - expected).norm() / expected.norm()
+        assert 0.0 < float(error) < close

@@ -19,6 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from asyncsgl_engine import triton_layers
 from asyncsgl_engine.attention import LayerCall, StepContext, triton_kernels
 from asyncsgl_engine.attention.triton_attention import TritonAttention
 from asyncsgl_engine.inputs import InputBuilder
@@ -151,6 +152,28 @@ def test_every_kernel_compiles(
             assert stack_bytes(binary.asm["cubin"], tmp_path) <= 16, "registers were spilled"
         if dtype is not torch.float32:
             check_instructions(launch.kernel.__name__, binary.asm["ptx"], capability)
+
+
+def of(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_what_lies_between_the_products_compiles(norms: bool, tmp_path: Path) -> None:
+    turns, positions = of(100, 2, 64, dtype=torch.float32), of(4, dtype=torch.int64)
+    rotated = (of(4, 6144), positions, turns, of(128), of(128), 1e-5, 6144)
+    heads = {"HEADS": 32, "DIM": 128, "HALF_PAD": 64, "HAS_NORMS": norms, "num_warps": 1}
+    width = {"WIDTH": 4096, "WIDTH_PAD": 4096, "HAS_DELTA": norms, "num_warps": 8}
+    normalised = (of(4, 4096), of(4, 4096), of(4096), of(4, 4096), 1e-5)
+    for launch in (
+        Launch(triton_layers.add_norm, normalised, width),
+        Launch(triton_layers.rotate, rotated, heads),
+        Launch(triton_layers.gate, (of(4, 512), of(4, 256)), {"WIDTH": 256, "BLOCK": 1024}),
+    ):
+        binary = compiled(launch, 90)
+        assert stack_bytes(binary.asm["cubin"], tmp_path) == 0
+        if launch.kernel is not triton_layers.rotate:
+            assert "ld.global.v4" in binary.asm["ptx"]
 
 
 def check_instructions(name: str, code: str, capability: int) -> None:
