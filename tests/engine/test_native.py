@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from asyncsgl_engine.attention import TorchAttention
-from asyncsgl_engine.forward import ModuleForward
+from asyncsgl_engine.config import DeviceFacts, EngineConfig
+from asyncsgl_engine.forward import Forward, ModuleForward
 from asyncsgl_engine.inputs import Batch, InputBuilder
 from asyncsgl_engine.kv_cache import KVCache
 from asyncsgl_engine.lowering import lower
@@ -213,12 +214,15 @@ def test_a_model_that_computes_something_else_keeps_its_own_forward_pass(
 
     layer.register_forward_hook(scale)
     cache = cache_for(loaded, torch.float32)
-    module = ModuleForward(loaded, cache, TorchAttention())
     batch = steps(loaded.facts.vocab_size)[0]
-    chosen = lower(
-        loaded, cache, module, library, 2, lambda forward: forward.forward(batch).clone()
-    )
-    assert chosen is module
+    machine = DeviceFacts("cpu", 1 << 30, fast_bfloat16=False, threads=2)
+    config = EngineConfig(dtype="float32").resolve(loaded.facts, machine)
+
+    def probe(forward: Forward) -> torch.Tensor:
+        return forward.forward(batch).clone()
+
+    chosen = lower(loaded, cache, TorchAttention(), config, library, probe)
+    assert isinstance(chosen, ModuleForward)
     assert "is not used" in caplog.text
 
 
