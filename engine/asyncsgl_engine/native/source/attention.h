@@ -166,7 +166,7 @@ static void NAME(attend_block)(NAME(Block) * block, const NAME(Layer) * layer, i
             for (int64_t row = 0; row < rows; row += TILE_ROWS) {
                 const int64_t some = least(TILE_ROWS, rows - row);
                 NAME(multiply)(block->query + row * UNITS(dim), block->keys + first * UNITS(dim),
-                               UNITS(dim), some, tile);
+                               UNITS(dim), some, tile, block->keys);
                 for (int64_t r = 0; r < some; r++)
                     memcpy(block->score + (row + r) * BLOCK_KEYS + first, tile + r * TILE_COLUMNS,
                            TILE_COLUMNS * sizeof(float));
@@ -180,7 +180,7 @@ static void NAME(attend_block)(NAME(Block) * block, const NAME(Layer) * layer, i
                 const int64_t some = least(TILE_ROWS, rows - row);
                 NAME(multiply)(block->share + row * UNITS(BLOCK_KEYS),
                                block->values + first * UNITS(BLOCK_KEYS), UNITS(BLOCK_KEYS), some,
-                               tile);
+                               tile, block->values);
                 for (int64_t r = 0; r < some; r++) {
                     float *sum = block->sum + (row + r) * dim + first;
                     for (int64_t d = 0; d < some_dims; d++) sum[d] += tile[r * TILE_COLUMNS + d];

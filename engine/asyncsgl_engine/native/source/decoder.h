@@ -133,7 +133,8 @@ INLINE void NAME(attend_all)(const NAME(Scratch) * scratch, const NAME(Layer) * 
 
 static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) * layer,
                             const Step *step, const NAME(Space) * space, int64_t count,
-                            int64_t *next, int thread, int threads) {
+                            int64_t *next, const uint32_t *next_weights, int thread,
+                            int threads) {
     const int64_t tokens = step->tokens, hidden = model->hidden, inner = model->inner;
     const int64_t width = model->heads * model->dim;
     const int64_t wide = width + 2 * model->kv_heads * model->dim;
@@ -147,11 +148,19 @@ static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) 
     for (MINE(t, tokens))
         NAME(normalise_row)(space->hidden + t * hidden, layer->norm, model->epsilon, &normed, t);
     BARRIER
+    const int64_t panels = ceil_div(hidden, TILE_COLUMNS);
+    const int64_t pairs = ceil_div(inner, TILE_COLUMNS);
+#define PANEL(weights, inner, panel) ((weights) + (panel) * UNITS(inner) * TILE_COLUMNS)
+    const uint32_t *output_panels = PANEL(layer->output, width, SHARE(panels, thread));
+    const uint32_t *gate_panels = PANEL(layer->gate_up, hidden, 2 * SHARE(pairs, thread));
+    const int64_t next_first = SHARE(ceil_div(wide, TILE_COLUMNS), thread);
+    const uint32_t *next_panels = PANEL(next_weights, hidden, next_first);
+    const uint32_t *down_panels = PANEL(layer->down, inner, SHARE(panels, thread));
     const NAME(Weights) qkv = {layer->qkv, layer->qkv_bias, wide, hidden};
     const NAME(Target) to_qkv = {space->qkv, wide, {0}};
     const int64_t qkv_panels = ceil_div(wide, TILE_COLUMNS);
     NAME(product)(NAME(STORE), &normed, &qkv, &to_qkv, SHARE(qkv_panels, thread),
-                  SHARE(qkv_panels, thread + 1));
+                  SHARE(qkv_panels, thread + 1), output_panels);
     BARRIER
     for (MINE(t, tokens)) NAME(place_token)(model, layer, step, space, t);
     BARRIER
@@ -162,22 +171,20 @@ static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) 
     BARRIER
     const NAME(Weights) output = {layer->output, layer->output_bias, hidden, width};
     const NAME(Target) to_hidden = {space->hidden, hidden, {0}};
-    const int64_t panels = ceil_div(hidden, TILE_COLUMNS);
     NAME(product)(NAME(ADD), &attended, &output, &to_hidden, SHARE(panels, thread),
-                  SHARE(panels, thread + 1));
+                  SHARE(panels, thread + 1), gate_panels);
     BARRIER
     for (MINE(t, tokens))
         NAME(normalise_row)(space->hidden + t * hidden, layer->mlp_norm, model->epsilon, &normed, t);
     BARRIER
     const NAME(Weights) gate_up = {layer->gate_up, NULL, 2 * inner, hidden};
     const NAME(Target) to_gated = {NULL, 0, gated};
-    const int64_t pairs = ceil_div(inner, TILE_COLUMNS);
     NAME(product)(NAME(GATE), &normed, &gate_up, &to_gated, 2 * SHARE(pairs, thread),
-                  2 * SHARE(pairs, thread + 1));
+                  2 * SHARE(pairs, thread + 1), down_panels);
     BARRIER
     const NAME(Weights) down = {layer->down, NULL, hidden, inner};
     NAME(product)(NAME(ADD), &gated, &down, &to_hidden, SHARE(panels, thread),
-                  SHARE(panels, thread + 1));
+                  SHARE(panels, thread + 1), next_panels);
     BARRIER
 }
 
@@ -213,8 +220,8 @@ void NAME(asyncsgl_forward)(const NAME(Model) * model, const Step *step, const N
         for (MINE(t, tokens)) NAME(begin_token)(model, call, &space, t);
         BARRIER
         for (int64_t l = 0; l < model->num_layers; l++)
-            NAME(run_layer)(model, model->layers + l, step, &space, count, space.next + l, thread,
-                            threads);
+            NAME(run_layer)(model, model->layers + l, step, &space, count, space.next + l,
+                            model->layers[(l + 1) % model->num_layers].qkv, thread, threads);
         const NAME(Activations) last = {space.last, rows, model->hidden};
         for (MINE(r, rows))
             NAME(normalise_row)(space.hidden + call->logit_rows[r] * model->hidden, model->norm,
@@ -224,7 +231,7 @@ void NAME(asyncsgl_forward)(const NAME(Model) * model, const Step *step, const N
         const NAME(Target) to_logits = {call->logits, model->vocab, {0}};
         const int64_t panels = ceil_div(model->vocab, TILE_COLUMNS);
         NAME(product)(NAME(STORE), &last, &head, &to_logits, SHARE(panels, thread),
-                      SHARE(panels, thread + 1));
+                      SHARE(panels, thread + 1), NULL);
     }
 }
 

@@ -10,6 +10,7 @@
    one sweep from front to back, and many rows find them in the cache. */
 
 #define UNITS(elements) ((elements) / UNIT)
+#define LINE 16 /* units in a cache line */
 
 typedef struct {
     const uint32_t *panels;
@@ -34,15 +35,20 @@ INLINE vf NAME(multiply_add)(vf sum, vu a, vu b) {
 #endif
 }
 
-/* One tile: `rows` is a constant where this is inlined. */
+/* One tile: `rows` is a constant where this is inlined. Meanwhile one cache line a unit is fetched
+   from `ahead` on, which hides the memory behind the arithmetic. */
 INLINE void NAME(tile_of)(const uint32_t *a, const uint32_t *b, int64_t units, const int rows,
-                          float *tile) {
+                          float *tile, const uint32_t *ahead) {
     vf sums[TILE_ROWS][2];
     for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = splat(0.0f);
     for (int64_t u = 0; u < units; u++, a += rows, b += TILE_COLUMNS) {
         const vu left = load_bits(b), right = load_bits(b + LANES);
-        if (rows <= 2) __builtin_prefetch(b + 64 * TILE_COLUMNS);
-        if (rows <= 2 && TILE_COLUMNS > 16) __builtin_prefetch(b + 64 * TILE_COLUMNS + 16);
+        if (rows > 2) {
+            __builtin_prefetch(ahead + u * LINE, 0, 2);
+        } else { /* nothing to hide it behind: as far ahead as memory takes to answer */
+            for (int64_t c = 0; c < TILE_COLUMNS; c += LINE)
+                __builtin_prefetch(b + 64 * TILE_COLUMNS + c);
+        }
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             const vu value = splat_bits(a[r]);
@@ -59,10 +65,10 @@ INLINE void NAME(tile_of)(const uint32_t *a, const uint32_t *b, int64_t units, c
 
 /* tile[r][c] = the sum over u of a[u][r] * b[u][c]. */
 static void NAME(multiply)(const uint32_t *a, const uint32_t *b, int64_t units, int64_t rows,
-                           float *tile) {
+                           float *tile, const uint32_t *ahead) {
     switch (rows) {
 #define CASE(count) \
-    case count: NAME(tile_of)(a, b, units, count, tile); break;
+    case count: NAME(tile_of)(a, b, units, count, tile, ahead); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if TILE_ROWS > 6
         CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
@@ -137,12 +143,21 @@ INLINE void NAME(end_gate)(const NAME(Target) * target, int64_t inner, const flo
     }
 }
 
-#define NEAR_BYTES (384 * 1024) /* of weights that are used again before others are touched */
+#define NEAR_BYTES (192 * 1024) /* of weights that are used again before others are touched */
 
-/* This thread's share of a product: panels `first` to `last` - 1. */
+/* Where to fetch from during a tile of row block `block`: the panels that come after the `near`
+   ones at hand, spread over the first blocks; once they are all asked for, what is there. */
+INLINE const uint32_t *NAME(ahead_of)(const uint32_t *panel, const uint32_t *next, int64_t units,
+                                      int64_t block) {
+    const int64_t offset = block * units * LINE;
+    return next != NULL && offset < units * TILE_COLUMNS ? next + offset : panel;
+}
+
+/* This thread's share of a product: panels `first` to `last` - 1. What is at `then` is needed
+   next. */
 INLINE void NAME(product)(const enum NAME(Ending) ending, const NAME(Activations) * from,
                           const NAME(Weights) * weights, const NAME(Target) * target,
-                          int64_t first, int64_t last) {
+                          int64_t first, int64_t last, const uint32_t *then) {
     const int64_t units = UNITS(weights->inner), size = units * TILE_COLUMNS;
     const int64_t near = most(2, NEAR_BYTES / (size * 4) / 2 * 2);
     const int64_t step = ending == NAME(GATE) ? 2 : 1;
@@ -153,9 +168,14 @@ INLINE void NAME(product)(const enum NAME(Ending) ending, const NAME(Activations
             const int64_t rows = least(TILE_ROWS, from->rows - row);
             const uint32_t *block = from->units + row * units;
             for (int64_t panel = begin; panel < end; panel += step) {
-                NAME(multiply)(block, weights->panels + panel * size, units, rows, tile);
+                const uint32_t *at = weights->panels + panel * size, *next = at + near * size;
+                if (panel + near >= last) next = then == NULL ? NULL : then + (panel - begin) * size;
+                NAME(multiply)(block, at, units, rows, tile,
+                               NAME(ahead_of)(at, next, units, row / TILE_ROWS));
                 if (ending == NAME(GATE)) {
-                    NAME(multiply)(block, weights->panels + (panel + 1) * size, units, rows, other);
+                    if (next != NULL) next += size;
+                    NAME(multiply)(block, at + size, units, rows, other,
+                                   NAME(ahead_of)(at + size, next, units, row / TILE_ROWS));
                     NAME(end_gate)(target, target->gated.inner, tile, other, row, rows,
                                    panel / 2 * TILE_COLUMNS);
                 } else {
