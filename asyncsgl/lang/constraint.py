@@ -19,6 +19,8 @@ REGEX_FLOAT = r"[-+]?[0-9]{1,18}(\.[0-9]{1,18})?([eE][-+]?[0-9]{1,3})?"
 REGEX_BOOL = r"(True|False)"
 REGEX_STRING = r'"([^"\\\x00-\x1f\x7f]|\\["\\/bfnrt])*"'
 
+_DATA = frozenset({"const", "default", "enum", "examples"})  # keywords that hold no schemas
+_OPEN = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
 _SEPARATORS = (" ", "\n")
 """What may follow a number and ends it, as SGLang's frontend has it."""
 
@@ -223,11 +225,26 @@ class _DecodeModel:
 def _of_model(field: str, model: object) -> Constrained:
     adapter = _adapter(field, model)
     try:
-        schema = adapter.json_schema()
+        schema = _closed(adapter.json_schema())
     except Exception as error:
         raise InvalidArgument(field, f"{model!r} has no JSON schema: {error}") from error
     label = getattr(model, "__name__", str(model))
     return Constrained(_schema_constraint(schema, label), _DecodeModel(model))
+
+
+def _closed(schema: object) -> object:
+    """A class's schema without properties that the class has not.
+
+    Pydantic's schemas of classes that ignore further properties allow them, and a model may go
+    on inventing some until its tokens are used up.
+    """
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {name: part if name in _DATA else _closed(part) for name, part in schema.items()}
+    named = isinstance(schema.get("properties"), dict) and schema.get("type") == "object"
+    return made | {"additionalProperties": False} if named and not _OPEN & set(schema) else made
 
 
 def _adapter(field: str, model: Any) -> Any:

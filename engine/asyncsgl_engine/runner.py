@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from .attention import AttentionBackend, TorchAttention
 from .config import ResolvedConfig
@@ -103,7 +104,8 @@ class ModelRunner:
         """
         self._cache.copy(plan.copies)
         batch = self._inputs.build(plan)
-        logits = self._forward.forward(batch)
+        with record_function("asyncsgl::forward"):
+            logits = self._forward.forward(batch)
         for row in plan.rows:
             self._sampler.note(row.slot, row.tokens, row.start)
         drawn = [index for index, row in enumerate(plan.rows) if row.sample]

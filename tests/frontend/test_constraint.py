@@ -126,6 +126,19 @@ async def test_a_schema_may_be_a_dict_a_text_or_a_class() -> None:
     assert constraint_of(sgl.gen("x", json_schema=Person)).label == "Person"
 
 
+class Anything(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    people: list[Person]
+
+
+def test_classes_have_no_properties_but_their_own() -> None:
+    schema = json.loads(constraint_of(sgl.gen("x", json_schema=Anything)).source)
+    assert schema["additionalProperties"] is True, "the class says so itself"
+    assert schema["$defs"]["Person"]["additionalProperties"] is False
+    given = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert json.loads(constraint_of(sgl.gen("x", json_schema=given)).source) == given
+
+
 async def test_regex_and_grammar_pass_as_they_are() -> None:
     assert constraint_of(sgl.gen("x", regex="[a-c]+")) == Constraint("regex", "[a-c]+")
     grammar = 'start: "yes" | "no"'

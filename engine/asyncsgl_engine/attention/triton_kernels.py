@@ -107,7 +107,7 @@ def _sweep(
     """
     total, most, weight = state
     column = tl.arange(0, DIM_PAD)
-    for at in range(begin, until, TILE):
+    for at in range(begin, until, TILE):  # pyright: ignore[reportArgumentType]
         positions = at + tl.arange(0, TILE)
         exists = positions < end
         page = tl.load(table + positions // PAGE_SIZE, mask=exists, other=0).to(tl.int64)
@@ -133,7 +133,7 @@ def _sweep(
         total = total * fade[:, None] + _product(shares.to(value.dtype), value, WIDE)
         weight = weight * fade + tl.sum(shares, 1)
         most = new
-    return total, most, weight
+    return total, most, weight  # pyright: ignore[reportReturnType]
 
 
 @triton.jit(do_not_specialize=["window"])
