@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import torch
 from ..inputs import Batch
 from .sharing import find_groups
 
-__all__ = ["MOST_DIM", "MOST_GROUP", "Step", "address"]
+__all__ = ["MOST_DIM", "MOST_GROUP", "Step", "Workspace"]
 
 MOST_GROUP, MOST_DIM = 16, 256
 
@@ -101,8 +100,3 @@ class Workspace:
         if self._memory.numel() < size:
             self._memory = torch.empty(size + size // 4, dtype=torch.uint8)
         return self._memory
-
-
-def pointers(tensors: Sequence[torch.Tensor | None]) -> tuple[int | None, ...]:
-    """Where tensors' elements begin; None stays None."""
-    return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
