@@ -111,11 +111,13 @@ async def test_memory_stays_flat_however_many_and_large_the_refused_are(
     server, session = full
     body = json.dumps({**LONG, "text": "x" * MiB}).encode()
     await flood(session, 10 * CAPACITY, 2, body)
-    before = server.resident()
-    await flood(session, 10 * CAPACITY, 10, body)
-    after = server.resident()
-    print(f"\n800 MiB of refused bodies: {before:.0f} → {after:.0f} MiB")
-    assert after < before + 16
+    # What is kept of refused bodies would grow with each round; an allocator's whims do not.
+    grown = []
+    while len(grown) < 3 and not (grown and grown[-1] < 16):
+        before = server.resident()
+        await flood(session, 10 * CAPACITY, 10, body)
+        grown.append(server.resident() - before)
+    assert grown[-1] < 16, f"MiB after 800 MiB of refused bodies, by round: {grown}"
 
 
 async def test_small_pieces_of_an_answer_are_not_held_back() -> None:
