@@ -112,7 +112,7 @@ async def test_memory_stays_flat_however_many_and_large_the_refused_are(
     body = json.dumps({**LONG, "text": "x" * MiB}).encode()
     await flood(session, 10 * CAPACITY, 2, body)
     # What is kept of refused bodies would grow with each round; an allocator's whims do not.
-    grown = []
+    grown: list[float] = []
     while len(grown) < 3 and not (grown and grown[-1] < 16):
         before = server.resident()
         await flood(session, 10 * CAPACITY, 10, body)
