@@ -13,7 +13,8 @@
     │   └── BatchError             a batch cannot start, or rows of it failed
     ├── OutputError                the model's output is not what was asked for
     ├── BackendError               the provider, server or engine refused or failed
-    │   ├── AuthenticationError    401, 403
+    │   ├── AuthenticationError    401: the key is missing or wrong
+    │   │   └── PermissionDeniedError  403: the key may not do this
     │   ├── NotFoundError          404: no such model or route
     │   ├── BadRequestError        400 and other refusals
     │   │   └── ContextLengthError the prompt does not fit
@@ -55,6 +56,7 @@ __all__ = [
     "NotFoundError",
     "OutputError",
     "OverloadedError",
+    "PermissionDeniedError",
     "ProgramError",
     "RateLimitError",
     "TruncatedStreamError",
@@ -231,7 +233,11 @@ def _rebuilt(cls: type[BackendError], args: tuple[object, ...]) -> BackendError:
 
 
 class AuthenticationError(BackendError):
-    """The key is missing, wrong, or not allowed to do this (401, 403)."""
+    """The key is missing or wrong (401)."""
+
+
+class PermissionDeniedError(AuthenticationError):
+    """The key is known and not allowed to do this (403)."""
 
 
 class NotFoundError(BackendError):

@@ -73,12 +73,21 @@ class Form:
 
     def correction(self, bad: str, reason: str) -> tuple[Message, Message]:
         """The turns that tell the model what failed."""
-        wanted = self._wanted() if self.pattern is not None else f"JSON for {self.check}"
         said = (
-            f"That answer cannot be used: {reason}. Answer again, with {wanted} and nothing else: "
+            f"That answer cannot be used: {reason}. Answer again, with {self._named()} and nothing else: "
             "no explanation and no quotation marks around it."
         )
         return Message("assistant", (bad or "(nothing)",)), Message("user", (said,))
+
+    def preface(self, reason: str) -> str:
+        """The same for a model that takes one text: what goes ahead of it."""
+        return (
+            f"(The text below must go on with {self._named()} and nothing else. "
+            f"What was written there last cannot be used: {reason}.)\n\n"
+        )
+
+    def _named(self) -> str:
+        return self._wanted() if self.pattern is not None else f"JSON for {self.check}"
 
     def _wanted(self) -> str:
         if self.label.startswith("one of "):

@@ -15,6 +15,7 @@ from ..errors import (
     ContextLengthError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     RateLimitError,
 )
 from .retry import retry_after
@@ -23,7 +24,7 @@ __all__ = ["error_of_body", "error_of_status", "message_of"]
 
 _KINDS: Mapping[int, type[BackendError]] = {
     401: AuthenticationError,
-    403: AuthenticationError,
+    403: PermissionDeniedError,
     404: NotFoundError,
     408: BackendTimeout,
     429: RateLimitError,

@@ -59,7 +59,7 @@ async def formed(
 def _corrected(call: Call, form: Form, bad: str, reason: str) -> Call:
     """The call that asks again."""
     if call.text is not None:
-        return call
+        return replace(call, text=form.preface(reason) + call.text)
     if call.prefill:
         *before, last = call.messages
         _, said = form.correction(bad, reason)

@@ -25,6 +25,7 @@ from asyncsgl.errors import (
     NotFoundError,
     OutputError,
     OverloadedError,
+    PermissionDeniedError,
     RateLimitError,
     TruncatedStreamError,
     UnsupportedFeature,
@@ -277,9 +278,11 @@ async def test_a_regular_expression_is_kept_by_asking_again(at: Harness) -> None
     meta = meta_of(state)
     assert state["answer"] == "1969"
     assert "asked 2 times" in meta.emulated
-    if not at.provider.profile.completion:
-        assert "It is 1969." in str(at.service.bodies[1])
-        assert "does not match" in str(at.service.bodies[1])
+    assert "It is 1969." in str(at.service.bodies[1])
+    assert "does not match" in str(at.service.bodies[1])
+    if at.provider.profile.completion:
+        first, second = (body["prompt"] for body in at.service.bodies)
+        assert second.endswith(first), "the text that is gone on with stays as it was"
     assert state.usage.requests == 2
 
 
@@ -506,7 +509,7 @@ async def test_a_turn_that_does_not_fit_is_asked_for_again_and_then_value_by_val
     [
         (400, BadRequestError, 1),
         (401, AuthenticationError, 1),
-        (403, AuthenticationError, 1),
+        (403, PermissionDeniedError, 1),
         (404, NotFoundError, 1),
         (422, BadRequestError, 1),
         (429, RateLimitError, 5),

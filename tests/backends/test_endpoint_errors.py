@@ -29,7 +29,7 @@ FLAT = {"object": "error", "message": "said so", "type": "Bad Request", "param":
         (Refuse(400, FLAT), sgl.BadRequestError, "said so"),
         (Refuse(422, {"detail": [{"msg": "said so"}]}), sgl.BadRequestError, "said so"),
         (Refuse(401, {"error": "Unauthorized"}), sgl.AuthenticationError, "Unauthorized"),
-        (Refuse(403, {"error": "Forbidden"}), sgl.AuthenticationError, "Forbidden"),
+        (Refuse(403, {"error": "Forbidden"}), sgl.PermissionDeniedError, "Forbidden"),
         (Refuse(404, {"detail": "Not Found"}), sgl.NotFoundError, "Not Found"),
         (Refuse(413, ""), sgl.BadRequestError, "Request Entity Too Large"),
         (Refuse(500, "plain words"), sgl.BackendError, "plain words"),
