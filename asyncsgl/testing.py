@@ -268,27 +268,8 @@ class RecordingBackend(PassingBackend):
     """
 
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.name = backend.name
-        self.default_concurrency = backend.default_concurrency
+        super().__init__(backend)
         self.calls: list[tuple[GenRequest, Generation | Scores | Exception]] = []
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Those of the recorded backend."""
-        return self.backend.capabilities
-
-    def check(self, request: GenRequest) -> None:
-        """Refuse what the recorded backend refuses."""
-        self.backend.check(request)
-
-    def check_select(self, request: GenRequest) -> None:
-        """Refuse what the recorded backend refuses."""
-        self.backend.check_select(request)
-
-    async def chat_template_in_use(self) -> ChatTemplate:
-        """That of the recorded backend."""
-        return self.chat_template or await self.backend.chat_template_in_use()
 
     async def generate(self, request: GenRequest) -> Generation:
         """Pass on and keep the result; see :meth:`Backend.generate`."""
@@ -324,14 +305,6 @@ class RecordingBackend(PassingBackend):
         self.calls.append((request, scores))
         return scores
 
-    async def cache_prefix(self, request: GenRequest) -> None:
-        """Pass on."""
-        await self.backend.cache_prefix(request)
-
-    def statistics(self) -> Mapping[str, float]:
-        """Those of the recorded backend."""
-        return self.backend.statistics()
-
     def script(self) -> list[Answer | Sequence[Answer]]:
         """The recorded answers, for a :class:`ScriptedBackend` that gives them again.
 
@@ -342,7 +315,3 @@ class RecordingBackend(PassingBackend):
             for _, result in self.calls
             if not isinstance(result, Scores)
         ]
-
-    async def aclose(self) -> None:
-        """Close the recorded backend."""
-        await self.backend.aclose()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AsyncSGLError, ClosedError, InvalidArgument
-from ..lang.chat_template import ChatTemplate
 from ..types import (
     ChoiceScore,
     Completion,
@@ -25,7 +24,7 @@ from ..types import (
     TokenLogprob,
     Usage,
 )
-from .base import Backend, Capabilities
+from .base import Backend
 from .passing import PassingBackend
 from .shared_stream import SharedStream
 
@@ -61,9 +60,7 @@ class CachedBackend(PassingBackend):
     """
 
     def __init__(self, backend: Backend, path: str | Path) -> None:
-        self.backend = backend
-        self.name = backend.name
-        self.default_concurrency = backend.default_concurrency
+        super().__init__(backend)
         self.path = Path(path)
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
@@ -72,23 +69,6 @@ class CachedBackend(PassingBackend):
         self._hits = 0
         self._misses = 0
         self._closed = False
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Those of the backend."""
-        return self.backend.capabilities
-
-    def check(self, request: GenRequest) -> None:
-        """Refuse what the backend refuses."""
-        self.backend.check(request)
-
-    def check_select(self, request: GenRequest) -> None:
-        """Refuse what the backend refuses."""
-        self.backend.check_select(request)
-
-    async def chat_template_in_use(self) -> ChatTemplate:
-        """That of the backend."""
-        return self.chat_template or await self.backend.chat_template_in_use()
 
     async def generate(self, request: GenRequest) -> Generation:
         """Answer one request, from the file if it is there; see :meth:`Backend.generate`."""
@@ -184,7 +164,7 @@ class CachedBackend(PassingBackend):
         """Close the file and the backend; closing twice is fine."""
         self._closed = True
         await asyncio.to_thread(self._close)
-        await self.backend.aclose()
+        await super().aclose()
 
     def __repr__(self) -> str:
         return f"<cached {self.backend!r} in {str(self.path)!r}>"

@@ -95,14 +95,7 @@ def chat_body(
         "model": model,
         "messages": chat_messages(call.messages, backend, system=system),
         limit_name: call.max_tokens,
-        "n": sampling.n,
-        "stop": list(sampling.stop) if sampling.stop else None,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "frequency_penalty": sampling.frequency_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "logit_bias": _bias(call),
-        "seed": sampling.seed,
+        **_sampled(call),
     }
     if sampling.return_logprob or sampling.top_logprobs_num:
         body["logprobs"] = True
@@ -113,13 +106,10 @@ def chat_body(
     return {name: value for name, value in body.items() if value is not None}
 
 
-def completion_body(call: Call, model: str) -> dict[str, Any]:
-    """The parameters of ``completions.create``."""
+def _sampled(call: Call) -> dict[str, Any]:
+    """The fields of sampling that both forms have."""
     sampling = call.sampling
-    body: dict[str, Any] = {
-        "model": model,
-        "prompt": call.text,
-        "max_tokens": call.max_tokens,
+    return {
         "n": sampling.n,
         "stop": list(sampling.stop) if sampling.stop else None,
         "temperature": sampling.temperature,
@@ -128,6 +118,17 @@ def completion_body(call: Call, model: str) -> dict[str, Any]:
         "presence_penalty": sampling.presence_penalty,
         "logit_bias": _bias(call),
         "seed": sampling.seed,
+    }
+
+
+def completion_body(call: Call, model: str) -> dict[str, Any]:
+    """The parameters of ``completions.create``."""
+    sampling = call.sampling
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": call.text,
+        "max_tokens": call.max_tokens,
+        **_sampled(call),
     }
     if sampling.return_logprob or sampling.top_logprobs_num:
         body["logprobs"] = sampling.top_logprobs_num or 0

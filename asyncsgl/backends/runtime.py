@@ -32,7 +32,7 @@ from ..types import (
     Usage,
 )
 from .base import Backend, Capabilities
-from .joined_stream import joined
+from .joined_stream import joined, together
 from .runtime_server import RuntimeServer
 
 with needs("engine"):
@@ -226,7 +226,7 @@ class Runtime(Backend):
         await self.start()
         with self._translating(request.request_id):
             calls = engine_requests(request, await self._encoded(request), stream=False)
-            done = await self._all(calls)
+            done = await together([self.engine.generate(call) for call in calls])
         completions = [completion_of(request, answer, self._token_text) for answer in done]
         return self._generation(request, completions, [answer.finish for answer in done])
 
@@ -260,7 +260,7 @@ class Runtime(Backend):
                 _scoring(f"{request.request_id}-{index}", ids, start)
                 for index, (ids, start) in enumerate([*given, *alone])
             ]
-            done = await self._all(calls)
+            done = await together([self.engine.generate(call) for call in calls])
         logprobs = [_logprobs(answer) for answer in done]
         count = len(choices)
         finishes = [answer.finish for answer in done]
@@ -291,18 +291,6 @@ class Runtime(Backend):
             ids = await self._encoded(request)
             sampling = Sampling(max_new_tokens=0)
             await self.engine.generate(EngineRequest(request.request_id, tuple(ids), sampling))
-
-    async def _all(self, calls: Sequence[EngineRequest]) -> list[EngineCompletion]:
-        """The answers to ``calls``, which reach the engine in the same step."""
-        if len(calls) == 1:
-            return [await self.engine.generate(calls[0])]
-        tasks = [asyncio.ensure_future(self.engine.generate(call)) for call in calls]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
 
     async def _continued(
         self, request: GenRequest, prefix: Sequence[int], choice: str

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
-from ..backends.base import Backend, Capabilities
+from ..backends.base import Backend
 from ..backends.passing import PassingBackend
 from ..errors import AsyncSGLError
-from ..lang.chat_template import ChatTemplate
 from ..types import Delta, Generation, GenRequest, Message, SamplingParams, Scores
 
 __all__ = ["SharedPrefix", "prefix_request"]
@@ -41,30 +41,10 @@ class SharedPrefix(PassingBackend):
     """
 
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.name = backend.name
-        self.default_concurrency = backend.default_concurrency
-        self.chat_template = backend.chat_template
+        super().__init__(backend)
         self._first: str | None = None
         self._settled = asyncio.Event()
         self._comparing = False
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Those of the backend."""
-        return self.backend.capabilities
-
-    def check(self, request: GenRequest) -> None:
-        """Refuse what the backend cannot do; see :meth:`Backend.check`."""
-        self.backend.check(request)
-
-    def check_select(self, request: GenRequest) -> None:
-        """Refuse a choice that the backend cannot make; see :meth:`Backend.check_select`."""
-        self.backend.check_select(request)
-
-    async def chat_template_in_use(self) -> ChatTemplate:
-        """That of the backend."""
-        return await self.backend.chat_template_in_use()
 
     async def generate(self, request: GenRequest) -> Generation:
         """Answer one request; see :meth:`Backend.generate`."""
@@ -74,8 +54,9 @@ class SharedPrefix(PassingBackend):
     async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request piece by piece; see :meth:`Backend.stream`."""
         await self._in_turn(request)
-        async for delta in self.backend.stream(request):
-            yield delta
+        async with aclosing(self.backend.stream(request)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def score(
         self, request: GenRequest, choices: Sequence[str], *, unconditional: bool = False
@@ -83,14 +64,6 @@ class SharedPrefix(PassingBackend):
         """Score choices; see :meth:`Backend.score`."""
         await self._in_turn(request)
         return await self.backend.score(request, choices, unconditional=unconditional)
-
-    async def cache_prefix(self, request: GenRequest) -> None:
-        """Compute a prompt ahead; see :meth:`Backend.cache_prefix`."""
-        await self.backend.cache_prefix(request)
-
-    def statistics(self) -> Mapping[str, float]:
-        """Those of the backend."""
-        return self.backend.statistics()
 
     async def _in_turn(self, request: GenRequest) -> None:
         if self._settled.is_set():

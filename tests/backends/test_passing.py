@@ -1,8 +1,9 @@
-"""Backends around another one pass the utilities on."""
+"""Backends around another one pass on what is not theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from asyncsgl.backends.base import Backend
 from asyncsgl.backends.cached import cached
 from asyncsgl.program.prefix import SharedPrefix
 from asyncsgl.testing import RecordingBackend, ScriptedBackend
+from asyncsgl.types import Delta, GenRequest, Message, SamplingParams
 
 pytestmark = pytest.mark.anyio
 
@@ -59,3 +61,37 @@ async def test_what_the_backend_lacks_is_refused(around: Callable[[Backend], Bac
         await sgl.get_server_info(backend)
     with pytest.raises(sgl.UnsupportedFeature):
         await sgl.flush_cache(backend)
+
+
+async def test_who_answers_and_how_is_the_backends(around: Callable[[Backend], Backend]) -> None:
+    within = Tended("x")
+    within.keeps_prefixes = True
+    within.default_concurrency = 7
+    backend = around(within)
+    assert backend.identity == within.identity
+    assert backend.capabilities == within.capabilities
+    assert backend.default_concurrency == within.default_concurrency
+    assert backend.keeps_prefixes == within.keeps_prefixes
+
+
+class Watched(ScriptedBackend):
+    """Tells whether its stream was closed."""
+
+    closed = False
+
+    async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
+        try:
+            async with aclosing(super().stream(request)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self.closed = True
+
+
+async def test_closing_a_stream_closes_the_backends(around: Callable[[Backend], Backend]) -> None:
+    within = Watched("one two three")
+    request = GenRequest((Message("user", ("hi",)),), SamplingParams(), "1", "hi")
+    async with aclosing(around(within).stream(request)) as deltas:
+        await anext(deltas)
+        assert not within.closed
+    assert within.closed
