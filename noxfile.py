@@ -91,7 +91,9 @@ def minimums(session: nox.Session) -> None:
         for bound in requirement.specifier
         if bound.operator == ">="
     ]
-    session.install(*tools, *oldest, "-e", ".[otel]")
+    session.install(
+        *tools, *oldest, "transformers", "-e", ".[otel,video]"
+    )  # an oracle of templates
     session.run("pytest", *(session.posargs or ("tests/frontend", "tests/batch", "tests/sync")))
 
 
