@@ -135,7 +135,9 @@ def _with_images(body: Json, media: Sequence[object]) -> bytes:
     images = [_address(part) for part in media if isinstance(part, Media)]
     match body.get("text"):
         case str():
-            body = {**body, "image_data": images}
+            # with several answers the server makes a batch of the one prompt
+            several = body["sampling_params"].get("n", 1) > 1
+            body = {**body, "image_data": [images] if several else images}
         case [*texts]:
             body = {**body, "image_data": [images] * len(texts)}
     return json.dumps(body).encode()

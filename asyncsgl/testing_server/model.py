@@ -100,6 +100,8 @@ class Asked:
         for one in each:
             _check_sampling(one)
         count = each[0].get("n", 1)
+        if not single or count > 1:
+            _check_images(body.get("image_data"), len(prompts))
         rid = body.get("rid")
         rids = rid if isinstance(rid, list) else [rid] if isinstance(rid, str) and single else []
         if len(set(rids)) != len(rids):
@@ -118,6 +120,12 @@ class Asked:
             body.get("top_logprobs_num", 0),
             bool(body.get("return_text_in_logprobs")),
         )
+
+
+def _check_images(images: object, prompts: int) -> None:
+    """In a batch, and several answers to one prompt are one, each prompt has its own entry."""
+    if isinstance(images, list) and images and len(images) != prompts:
+        raise _bad_value("image_data needs one entry for each prompt of a batch")
 
 
 def _check_sampling(params: Mapping[str, Any]) -> None:

@@ -193,4 +193,5 @@ class Answer:
             queue_s=started - self._arrived,
             ttft_s=first - self._arrived,
             total_s=now - self._arrived,
+            retractions=sequence.retractions,
         )

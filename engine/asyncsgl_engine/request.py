@@ -244,6 +244,7 @@ class Finish:
         queue_s: seconds from arrival to the first step it was in.
         ttft_s: seconds from arrival to the first token (to the end where there is none).
         total_s: seconds from arrival to the end.
+        retractions: times it lost its pages to others and was computed again.
     """
 
     reason: Literal["stop", "length", "abort"]
@@ -254,6 +255,7 @@ class Finish:
     queue_s: float
     ttft_s: float
     total_s: float
+    retractions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -392,6 +392,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._unseat(sequence)
         insort(self._waiting, sequence, key=_rank)
+        sequence.retractions += 1
         self.preemptions += 1
 
     def _unseat(self, sequence: Sequence) -> None:

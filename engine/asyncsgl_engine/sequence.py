@@ -28,6 +28,7 @@ class Sequence:
         slot: its seat in the runner's tables while it runs, else -1.
         cached_tokens: prompt tokens found in the cache when it first ran.
         scored: prompt positions whose logits were scored already.
+        retractions: times it lost its pages to others.
         overtaken: later ones of the same priority that were let in before it.
     """
 
@@ -44,6 +45,7 @@ class Sequence:
     slot: int = -1
     cached_tokens: int = -1
     scored: int = 0
+    retractions: int = 0
     overtaken: int = 0
 
     @property

@@ -137,6 +137,18 @@ class Tokenizer:
         """
         return self._decode(list(filter(self._keeps(skip_special_tokens), ids)))
 
+    def bytes_of(self, token: int) -> bytes:
+        """The UTF-8 bytes that one token stands for, which may be part of a character.
+
+        Args:
+            token: a token id; one outside of the vocabulary has no bytes.
+        """
+        if self._byte_level:
+            return self._bytes_of(token)
+        if token in self._byte_ids:
+            return bytes.fromhex(str(self.hf.convert_ids_to_tokens(token))[3:-1])  # <0xE4>
+        return self.decode([token], skip_special_tokens=False).encode()
+
     def stream(self, skip_special_tokens: bool = True) -> IncrementalDecoder:
         """A decoder for one sequence whose tokens come bit by bit.
 

@@ -194,14 +194,16 @@ async def test_images_are_a_list_in_their_order(tmp_path: Path) -> None:
         RuntimeEndpoint(server.url, chat_template_name="chatml-llava") as there,
     ):
         await look.run(backend=there)
+        await look.run(backend=there, n=2)
         await look.run(backend=there, n=2, seed=1)
-    one, several = server.generates()
+    one, samples, several = server.generates()
     images = [
         f"data:image/png;base64,{base64.b64encode(PNG).decode()}",
         "https://example.org/b.png",
     ]
     assert one["image_data"] == images
     assert one["text"].count("<image>") == 2
+    assert samples["image_data"] == [images]  # one prompt of a batch of one, with all its images
     assert several["image_data"] == [images, images]
 
 

@@ -149,7 +149,9 @@ async def test_preempted_sequences_go_on_as_if_nothing_had_happened(
     async with AsyncEngine(config) as engine:
         # All are handed over before the first step can end, and they outgrow the pages by far.
         answers = await asyncio.gather(*map(engine.generate, requests))
-        assert engine.statistics().preemptions > 0
+        preemptions = engine.statistics().preemptions
+    assert preemptions > 0
+    assert sum(answer.finish.retractions for answer in answers) == preemptions
     oracle = await asyncio.to_thread(Oracle, folder)
     for request, answer in zip(requests, answers, strict=True):
         assert answer.token_ids == await asyncio.to_thread(oracle, request.prompt_ids, 40)

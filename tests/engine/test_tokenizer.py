@@ -123,6 +123,15 @@ def test_decoding_bit_by_bit_takes_time_in_proportion() -> None:
     assert decoded < 6 * len(ids)
 
 
+@pytest.mark.parametrize("name", ["byte_level", "sentencepiece", "smollm2"])
+def test_the_bytes_of_tokens_add_up_to_the_text(name: str) -> None:
+    tokenizer = ALL[name]()
+    text = "Grüße 🙂"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    bytes_of = b"".join(map(tokenizer.bytes_of, ids))
+    assert bytes_of.decode().replace(" ", "") == text.replace(" ", "")
+
+
 @pytest.mark.parametrize("name", sorted(BUILT))
 def test_special_tokens_are_added_unless_the_text_has_them(name: str) -> None:
     tokenizer = BUILT[name]()

@@ -86,6 +86,12 @@ def test_loads(served: Served) -> None:
     (load,) = served.get("/v1/loads").json()["loads"]
     assert load["num_running_reqs"] == load["num_waiting_reqs"] == 0
     assert load["max_total_num_tokens"] == 16384
+    assert set(load) > set(served.get("/v1/loads?include=core").json()["loads"][0])
+    assert served.get("/v1/loads?include=speed").status_code == 400
+    assert served.get("/v1/loads?dp_rank=1").json()["loads"] == []
+    lines = served.get("/v1/loads?format=prometheus").text.splitlines()
+    assert 'sglang_num_running_reqs{dp_rank="0"} 0' in lines
+    assert "# TYPE sglang_memory_token_capacity gauge" in lines
 
 
 def test_a_model_that_generates_has_no_embeddings(served: Served) -> None:

@@ -197,6 +197,10 @@ def test_logprobs_of_the_prompt_from_a_position(served: Served) -> None:
     assert served.generate(logprob_start_len=4, **body)["meta_info"]["input_token_logprobs"] == []
 
 
+def test_a_place_for_logprobs_says_nothing_without_them(served: Served) -> None:
+    assert served.generate(logprob_start_len=99)["text"] == served.generate()["text"]
+
+
 def test_logprobs_of_named_tokens(served: Served) -> None:
     body = {"return_logprob": True, "logprob_start_len": 0, "token_ids_logprob": [10, 20]}
     meta = served.generate(**body)["meta_info"]

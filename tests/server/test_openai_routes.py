@@ -123,6 +123,12 @@ def test_an_echoed_prompt_comes_first_in_a_stream(served: Served) -> None:
         ),
         (CHAT, {"messages": HELLO, "chat_template_kwargs": {"tokenize": True}}, "are ours"),
         (CHAT, {"messages": HELLO, "n": 0}, "n: Input should be"),
+        (CHAT, {"messages": HELLO, "guided_json": {"type": "object"}}, "send response_format"),
+        (CHAT, {"messages": HELLO, "input_ids": [5]}, "send them to /v1/completions"),
+        (CHAT, {"messages": HELLO, "return_token_ids": True}, "output_ids"),
+        ("/v1/completions", {"prompt": "x", "structured_outputs": {"regex": "a"}}, "send resp"),
+        ("/v1/tokenize", {}, "one of prompt and messages"),
+        ("/v1/tokenize", {"prompt": "x", "messages": HELLO}, "one of prompt and messages"),
         ("/v1/completions", {"prompt": ""}, "prompt is empty"),
         ("/v1/completions", {"prompt": []}, "prompt is empty"),
         ("/v1/completions", {"prompt": "x", "suffix": "y"}, "suffix is not supported"),
@@ -134,6 +140,26 @@ def test_refusals(served: Served, path: str, body: dict[str, Any], words: str) -
     response = served.post(path, **body)
     assert response.status_code == 400, response.text
     assert words in response.json()["error"]["message"]
+
+
+def test_messages_have_the_tokens_that_a_chat_has(served: Served) -> None:
+    usage = served.post(CHAT, messages=HELLO, max_tokens=1).json()["usage"]
+    found = served.post("/v1/tokenize", messages=HELLO).json()
+    assert found["count"] == len(found["tokens"]) == usage["prompt_tokens"]
+    closed = served.post("/v1/tokenize", messages=HELLO, add_generation_prompt=False).json()
+    assert found["tokens"][: closed["count"]] == closed["tokens"]
+    assert closed["count"] < found["count"]
+
+
+def test_a_token_that_is_half_a_character_has_its_own_bytes(served: Served) -> None:
+    ids = served.engine.tokenizer.encode("🙂")
+    assert len(ids) > 1
+    biased = {str(ids[0]): 100}
+    ask = {"messages": HELLO, "max_tokens": 1, "temperature": 0, "logprobs": True}
+    answer = served.post(CHAT, **ask, logit_bias=biased).json()
+    (entry,) = answer["choices"][0]["logprobs"]["content"]
+    assert entry["token"] == "\ufffd"
+    assert "🙂".encode().startswith(bytes(entry["bytes"]))
 
 
 def test_openai_routes_insist_on_json(served: Served) -> None:

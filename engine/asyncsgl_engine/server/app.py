@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from ..engine import AsyncEngine
 from ..errors import EngineError
-from . import batches, control, info, native, openai, page
+from . import batches, control, info, loads, native, openai, page
 from .events import ClientLeft
 from .failures import Failure, failure_of, failure_response, shape_failure
 from .gate import Gate
@@ -48,7 +48,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings | None = None) -> F
 
     app = FastAPI(title="asyncsgl", summary="Generate text.", lifespan=lifespan, responses=ERRORS)
     app.state.service = service
-    for module in (native, openai, batches, info, control, page):
+    for module in (native, openai, batches, info, loads, control, page):
         app.include_router(module.router, dependencies=[Depends(checked_text)])
     app.add_middleware(Gate, service=service)
     for kind in (Failure, EngineError, TimeoutError, HTTPException, RequestValidationError):

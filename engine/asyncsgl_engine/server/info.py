@@ -63,6 +63,7 @@ async def server_info(service: Shared) -> Response:
             **settings,
             "served_model_name": service.model_name,
             "tokenizer_path": service.engine.asked.tokenizer_path or service.model_path,
+            "dp_size": 1,
             "incremental_streaming_output": service.settings.incremental_streaming_output,
             "max_total_num_tokens": config.max_total_tokens,
             "max_req_input_len": config.sequence_limit - 1,
@@ -80,36 +81,10 @@ def _internal_state(service: Service) -> dict[str, Any]:
     return {
         **asdict(now),
         "cache_hit_rate": now.cache_hit_rate,
-        "last_gen_throughput": now.tokens_per_second,
+        "last_gen_throughput": service.throughput(),
         "effective_max_running_requests_per_dp": config.max_running_requests,
         "memory_usage": {"kvcache": config.kv_bytes / 2**30},
     }
-
-
-@router.get("/v1/loads")
-async def loads(service: Shared) -> Response:
-    """How busy the server is; one entry, for there is one engine."""
-    now, config = service.engine.statistics(), service.engine.config
-    return json_response(
-        {
-            "loads": [
-                {
-                    "dp_rank": 0,
-                    "num_running_reqs": now.running,
-                    "num_waiting_reqs": now.waiting,
-                    "num_total_reqs": now.running + now.waiting,
-                    "num_used_tokens": now.pages_held * config.page_size,
-                    "max_total_num_tokens": config.max_total_tokens,
-                    "token_usage": now.pages_held / now.pages_total,
-                    "gen_throughput": now.tokens_per_second,
-                    "cache_hit_rate": now.cache_hit_rate,
-                    "utilization": now.running / config.max_running_requests,
-                    "max_running_requests": config.max_running_requests,
-                    "max_queued_requests": config.max_queued_requests,
-                }
-            ]
-        }
-    )
 
 
 @router.get("/health")

@@ -28,11 +28,12 @@ class Metrics:
     Args:
         model: the label `model_name`.
         snapshot: the engine's counters and settings; None before it is started.
+        throughput: tokens drawn a second, lately.
     """
 
-    def __init__(self, model: str, snapshot: Snapshot) -> None:
+    def __init__(self, model: str, snapshot: Snapshot, throughput: Callable[[], float]) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Engine(model, snapshot))
+        self._registry.register(_Engine(model, snapshot, throughput))
         self._model = model
         self._requests = Counter(
             "sglang:num_requests",
@@ -98,9 +99,10 @@ class Metrics:
 class _Engine(Collector):
     """The engine's own counters, read when they are asked for."""
 
-    def __init__(self, model: str, snapshot: Snapshot) -> None:
+    def __init__(self, model: str, snapshot: Snapshot, throughput: Callable[[], float]) -> None:
         self._model = model
         self._snapshot = snapshot
+        self._throughput = throughput
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of this moment; none before the engine is started."""
@@ -108,7 +110,8 @@ class _Engine(Collector):
         if found is None:
             return
         statistics, config = found
-        for name, value, about in _gauges(statistics, config):
+        speed = ("gen_throughput", self._throughput(), "Tokens drawn in the last second.")
+        for name, value, about in (*_gauges(statistics, config), speed):
             gauge = GaugeMetricFamily(f"sglang:{name}", about, labels=("model_name",))
             gauge.add_metric((self._model,), value)
             yield gauge
@@ -141,7 +144,6 @@ def _gauges(now: Statistics, config: ResolvedConfig) -> list[tuple[str, float, s
         ("num_pages", now.pages_total, "Pages of the cache."),
         ("context_len", config.context_length, "Tokens of a sequence at most."),
         ("cache_hit_rate", now.cache_hit_rate, "Share of prompt tokens found in the cache."),
-        ("gen_throughput", now.tokens_per_second, "Tokens drawn per second of work."),
         ("utilization", now.running / config.max_running_requests, "Share of places taken."),
         ("kv_cache_memory_usage_gb", config.kv_bytes / 2**30, "Memory of the cache in GiB."),
     ]

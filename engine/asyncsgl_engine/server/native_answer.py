@@ -84,6 +84,7 @@ class Growing:
             "completion_tokens": 0 if ask.only_scored else self._tokens,
             "cached_tokens": 0 if finish is None else finish.cached_tokens,
             "reasoning_tokens": 0,
+            "num_retractions": 0 if finish is None else finish.retractions,
             "weight_version": "default",
             "dp_rank": None,
         }

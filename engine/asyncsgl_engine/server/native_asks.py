@@ -185,7 +185,7 @@ class _Values:
         wanted = _each(body.return_logprob, count, is_list, "return_logprob", False)[index]
         start = _each(body.logprob_start_len, count, is_list, "logprob_start_len", -1)[index]
         top = _each(body.top_logprobs_num, count, is_list, "top_logprobs_num", 0)[index]
-        if start > length or start < -1:
+        if wanted and not -1 <= start <= length:  # without log-probabilities it says nothing
             problem = f"logprob_start_len: must be -1 or in [0, {length}] for this prompt"
             raise Failure(400, f"{problem}, not {start}", "logprob_start_len")
         if not wanted:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from .events import EventStream, begun, unless_left
 from .failures import Failure, json_response
 from .openai_answer import ChatForm, CompletionForm, Form, Stream, answer
-from .openai_asks import Asked, chat_asked, completion_asked
+from .openai_asks import Asked, chat_asked, completion_asked, rendered
 from .openai_body import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from .routing import Deadline, Shared
 from .service import Service
@@ -64,7 +64,7 @@ async def answer_batched(service: Service, endpoint: str, body: dict[str, Any]) 
 
 
 def _chat_form(service: Service, body: ChatBody) -> Form:
-    return ChatForm(service.text_of, bool(body.logprobs))
+    return ChatForm(service.text_of, service.engine.tokenizer.bytes_of, bool(body.logprobs))
 
 
 def _completion_form(service: Service, body: CompletionBody, wanted: Asked) -> Form:
@@ -133,15 +133,10 @@ def _card(service: Service) -> dict[str, Any]:
 @router.post("/tokenize", include_in_schema=False)
 @router.post("/v1/tokenize")
 async def tokenize(body: TokenizeBody, service: Shared) -> Response:
-    """Token ids of a text, or of a list of them."""
-    encode = service.engine.tokenizer.encode
-    special = None if body.add_special_tokens else False
-    texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    ids = await service.off_loop(
-        sum(map(len, texts)), lambda: [list(encode(text, special)) for text in texts]
-    )
+    """Token ids of a text, of a list of them, or of a chat as the model's template writes it."""
+    ids = await _token_ids(service, body)
     counts = [len(each) for each in ids]
-    one = isinstance(body.prompt, str)
+    one = not isinstance(body.prompt, list)
     limit = service.engine.config.sequence_limit
     return json_response(
         {
@@ -149,6 +144,21 @@ async def tokenize(body: TokenizeBody, service: Shared) -> Response:
             "count": counts[0] if one else counts,
             "max_model_len": limit,
         }
+    )
+
+
+async def _token_ids(service: Service, body: TokenizeBody) -> list[list[int]]:
+    prompt, messages = body.prompt, body.messages
+    if messages is not None and prompt is None:
+        characters = sum(len(str(message.content)) for message in messages)
+        return [await service.off_loop(characters, lambda: rendered(service, messages, body))]
+    if prompt is None or messages is not None:
+        raise Failure(400, "one of prompt and messages is needed", "prompt")
+    encode = service.engine.tokenizer.encode
+    special = None if body.add_special_tokens else False
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    return await service.off_loop(
+        sum(map(len, texts)), lambda: [list(encode(text, special)) for text in texts]
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from ..request import Completion, Delta, Finish, TokenLogprob
@@ -11,6 +11,9 @@ from .native_answer import TextOf
 from .openai_asks import Asked
 
 __all__ = ["ChatForm", "CompletionForm", "Form", "Stream", "answer", "usage_of"]
+
+
+BytesOf = Callable[[int], bytes]
 
 
 class Form(Protocol):
@@ -48,14 +51,16 @@ class ChatForm:
 
     Args:
         text_of: gives a token's text.
+        bytes_of: gives a token's bytes, which may be part of a character.
         scored: whether log-probabilities are wanted.
     """
 
     whole = "chat.completion"
     chunk = "chat.completion.chunk"
 
-    def __init__(self, text_of: TextOf, scored: bool) -> None:
+    def __init__(self, text_of: TextOf, bytes_of: BytesOf, scored: bool) -> None:
         self._text_of = text_of
+        self._bytes_of = bytes_of
         self._scored = scored
 
     def choice(self, index: int, done: Completion, _echo: str | None) -> dict[str, Any]:
@@ -99,8 +104,11 @@ class ChatForm:
         }
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._text_of(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {
+            "token": self._text_of(token),
+            "logprob": logprob,
+            "bytes": list(self._bytes_of(token)),
+        }
 
 
 class CompletionForm:

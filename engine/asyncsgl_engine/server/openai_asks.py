@@ -14,24 +14,51 @@ from ..request import Grammar, Request
 from .failures import Failure
 from .native_asks import grammar_of, sampling_of
 from .native_body import SamplingBody
-from .openai_body import ChatBody, ChatMessage, CompletionBody, SharedBody
+from .openai_body import ChatBody, ChatMessage, CompletionBody, Rendering, SharedBody
 from .service import Service
 
-__all__ = ["Asked", "chat_asked", "completion_asked"]
+__all__ = ["Asked", "chat_asked", "completion_asked", "rendered"]
 
-_REFUSED = (
-    "tools",
-    "functions",
-    "audio",
-    "prediction",
-    "web_search_options",
-    "lora_path",
-    "custom_logit_processor",
-    "custom_params",
-    "return_hidden_states",
-    "input_embeds",
-    "suffix",
-)
+_IDS = "send the text to /generate, whose answers have output_ids"
+_FORMAT = "send response_format, regex or ebnf"
+_REFUSED = {
+    "audio": "",
+    "beam_width": "",
+    "custom_logit_processor": "",
+    "custom_params": "",
+    "functions": "",
+    "guided_choice": "send regex",
+    "guided_grammar": "send ebnf",
+    "guided_json": _FORMAT,
+    "guided_regex": "send regex",
+    "include_stop_str_in_output": "send no_stop_trim",
+    "input_embeds": "",
+    "input_ids": "send them to /v1/completions as prompt, or to /generate",
+    "lora_path": "",
+    "max_thinking_tokens": "",
+    "prediction": "",
+    "prompt_logprobs": "send logprob_start_len to /generate",
+    "return_flat_raw_output_top_logprobs": "",
+    "return_hidden_states": "",
+    "return_input_ids_in_sglext": _IDS,
+    "return_meta_info": "send the text to /generate, whose answers have it",
+    "return_output_ids_in_sglext": _IDS,
+    "return_prompt_token_ids": "send the text to /generate, which has it",
+    "return_routed_experts": "",
+    "return_sampling_mask": "",
+    "return_token_ids": _IDS,
+    "session_params": "",
+    "structured_outputs": _FORMAT,
+    "suffix": "",
+    "tools": "",
+    "use_beam_search": "",
+    "watermark": "",
+    "web_search_options": "",
+}
+"""Known to this kind of route elsewhere, with an effect on the answer that is not to be had here.
+
+Each with what to do instead.
+"""
 _COMPLETION_TOKENS = 16
 _ANY_OBJECT = '{"type":"object"}'
 
@@ -69,7 +96,7 @@ async def chat_asked(service: Service, body: ChatBody) -> Asked:
     """
     _refuse(body)
     characters = sum(len(str(message.content)) for message in body.messages)
-    prompt = await service.off_loop(characters, lambda: _rendered(service, body))
+    prompt = await service.off_loop(characters, lambda: rendered(service, body.messages, body))
     limit = body.max_completion_tokens
     limit = body.max_tokens if limit is None else limit
     top = (body.top_logprobs or 0) if body.logprobs else 0
@@ -96,9 +123,10 @@ async def completion_asked(service: Service, body: CompletionBody) -> Asked:
 
 def _refuse(body: SharedBody) -> None:
     extra = body.model_extra or {}
-    for name in _REFUSED:
+    for name, instead in _REFUSED.items():
         if extra.get(name, getattr(body, name, None)) not in (None, False, [], {}, ""):
-            raise Failure(400, f"{name} is not supported by this server; leave it out", name)
+            way = instead or "leave it out"
+            raise Failure(400, f"{name} is not supported by this server; {way}", name)
 
 
 def _asked(
@@ -212,28 +240,32 @@ def _prompts(service: Service, body: CompletionBody) -> list[Sequence[int]]:
     return prompts
 
 
-def _rendered(service: Service, body: ChatBody) -> list[int]:
-    """The messages as tokens, by the model's own template."""
+def rendered(service: Service, messages: Sequence[ChatMessage], how: Rendering) -> list[int]:
+    """Messages as tokens, by the model's own template.
+
+    Raises:
+        Failure: there is no template, or it refuses them.
+    """
     tokenizer = service.engine.tokenizer
     if tokenizer.chat_template is None:
         message = "this model has no chat template; send text to /v1/completions instead"
         raise Failure(400, message, "messages")
-    continues = body.continue_final_message
-    if continues and body.messages[-1].role != "assistant":
+    continues = how.continue_final_message
+    if continues and messages[-1].role != "assistant":
         message = "continue_final_message needs a last message of the assistant"
         raise Failure(400, message, "continue_final_message")
-    arguments: dict[str, Any] = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        arguments.setdefault("reasoning_effort", body.reasoning_effort)
+    arguments: dict[str, Any] = dict(how.chat_template_kwargs or {})
+    if how.reasoning_effort is not None:
+        arguments.setdefault("reasoning_effort", how.reasoning_effort)
     own = {"tokenize", "add_generation_prompt", "continue_final_message", "conversation"}
     if own & arguments.keys():
         message = f"chat_template_kwargs: {', '.join(sorted(own & arguments.keys()))} are ours"
         raise Failure(400, message, "chat_template_kwargs")
     try:
         text = tokenizer.hf.apply_chat_template(
-            [_message(message) for message in body.messages],
+            [_message(message) for message in messages],
             tokenize=False,
-            add_generation_prompt=body.add_generation_prompt and not continues,
+            add_generation_prompt=how.add_generation_prompt and not continues,
             continue_final_message=continues,
             **arguments,
         )

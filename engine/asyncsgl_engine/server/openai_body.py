@@ -11,6 +11,7 @@ __all__ = [
     "ChatMessage",
     "CompletionBody",
     "DetokenizeBody",
+    "Rendering",
     "SharedBody",
     "TokenizeBody",
 ]
@@ -88,17 +89,22 @@ class ChatMessage(BaseModel):
     content: str | list[dict[str, Any]] | None = None
 
 
-class ChatBody(SharedBody):
+class Rendering(BaseModel):
+    """How the model's template is applied to messages."""
+
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+
+
+class ChatBody(SharedBody, Rendering):
     """The body of `/v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=0)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=1000)
-    continue_final_message: bool = False
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
 
 
 class CompletionBody(SharedBody):
@@ -111,11 +117,14 @@ class CompletionBody(SharedBody):
     suffix: str | None = None
 
 
-class TokenizeBody(BaseModel):
-    """The body of `/v1/tokenize`."""
+class TokenizeBody(Rendering):
+    """The body of `/v1/tokenize`: a prompt, or the messages of a chat."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    prompt: str | list[str]
+    prompt: str | list[str] | None = None
+    messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     add_special_tokens: bool = True
 
 

@@ -76,7 +76,7 @@ class Service:
         self.model_path = engine.asked.model_path
         self.model_name = settings.served_model_name or self.model_path
         self.keys = Keys(settings)
-        self.metrics = Metrics(self.model_name, self._snapshot)
+        self.metrics = Metrics(self.model_name, self._snapshot, self.throughput)
         self.incidents: deque[Incident] = deque(maxlen=50)
         self.history = History(self.statistics)
         self.started_at = time.time()
@@ -293,6 +293,13 @@ class Service:
     def failed(self, error: Exception, route: str) -> None:
         """Remember what a stream ended with."""
         self.note(failure_of(error), route)
+
+    def throughput(self) -> float:
+        """Tokens drawn a second, in the last second; over all work where nobody keeps watch."""
+        if self.history.moments:
+            return self.history.moments[-1].tokens_per_second
+        found = self.statistics()
+        return found.tokens_per_second if found is not None else 0.0
 
     def statistics(self) -> Statistics | None:
         """The engine's counters; None before it is started."""
