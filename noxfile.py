@@ -91,9 +91,8 @@ def minimums(session: nox.Session) -> None:
         for bound in requirement.specifier
         if bound.operator == ">="
     ]
-    session.install(
-        *tools, *oldest, "transformers", "-e", ".[otel,video]"
-    )  # an oracle of templates
+    oracle = "transformers"  # of chat templates
+    session.install(*tools, *oldest, oracle, "-e", ".[otel,video]")
     session.run("pytest", *(session.posargs or ("tests/frontend", "tests/batch", "tests/sync")))
 
 
