@@ -22,7 +22,7 @@ FOLDERS = {"asyncsgl": ROOT / "asyncsgl", "asyncsgl_engine": ROOT / "engine" / "
 # A module imports only from its own row and the rows above it.
 ROWS = {
     "asyncsgl": (
-        ("errors", "types", "_optional"),
+        ("errors", "sampling", "types", "_optional"),
         ("lang",),
         ("backends", "testing", "testing_server"),
         ("batch.executor", "batch.progress", "batch.tally", "batch.waiting"),  # programs use these

@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncsgl
 from asyncsgl.backends.base import FEATURES, Backend
 from asyncsgl.errors import MissingDependency
-from asyncsgl.types import SAMPLING_FIELDS
+from asyncsgl.sampling import SAMPLING_FIELDS
 
 PAGE = Path(__file__).parent.parent / "docs" / "capabilities.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"

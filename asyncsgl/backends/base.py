@@ -10,7 +10,8 @@ from typing import Literal, Self
 
 from ..errors import UnsupportedFeature
 from ..lang.chat_template import ChatTemplate, get_chat_template
-from ..types import SAMPLING_FIELDS, Delta, Generation, GenRequest, Media, Scores
+from ..sampling import SAMPLING_FIELDS
+from ..types import Delta, Generation, GenRequest, Media, Scores
 
 __all__ = ["FEATURES", "Backend", "Capabilities", "Support"]
 

@@ -25,7 +25,8 @@ from urllib.parse import unquote
 
 from ..errors import BackendError, BadRequestError, InvalidArgument, UnsupportedFeature
 from ..lang.chat_template import ChatTemplate, get_chat_template
-from ..types import SAMPLING_FIELDS, Delta, Generation, GenRequest, Media, Scores, Timings
+from ..sampling import SAMPLING_FIELDS
+from ..types import Delta, Generation, GenRequest, Media, Scores, Timings
 from .base import Backend, Capabilities
 from .endpoint_info import ModelInfo
 from .endpoint_link import Link

@@ -21,8 +21,8 @@ from ..errors import (
     UnsupportedFeature,
 )
 from ..lang.chat_template import ChatTemplate, JinjaTemplate, get_chat_template
+from ..sampling import SAMPLING_FIELDS
 from ..types import (
-    SAMPLING_FIELDS,
     ChoiceScore,
     Completion,
     Delta,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from ..errors import InvalidArgument, ProgramError
-from ..types import UNSET, Overrides, Role, SamplingParams
+from ..sampling import UNSET, Overrides, SamplingParams
+from ..types import Role
 from .choices import ChoicesMethod, token_length_normalized
 from .constraint import constrain
 from .expr import Concat, Expr, ExprLike, Gen, MediaNode, RoleBegin, RoleEnd, Select, flatten

@@ -23,7 +23,8 @@ from ..batch.executor import Outcome, bounded
 from ..batch.progress import Display, show
 from ..errors import BatchError, InvalidArgument, ProgramError
 from ..lang.api import sampling_of
-from ..types import SAMPLING_FIELDS, Overrides, SamplingParams, Usage
+from ..sampling import SAMPLING_FIELDS, Overrides, SamplingParams
+from ..types import Usage
 from .call import Call
 from .defaults import choose_backend
 from .door import CoroutineDoor, Door, PlainDoor

@@ -24,7 +24,8 @@ from pydantic import BaseModel, Field
 import asyncsgl as sgl
 from asyncsgl.backends.base import Backend
 from asyncsgl.errors import BadRequestError, ClosedError, UnsupportedFeature
-from asyncsgl.types import SAMPLING_FIELDS, GenRequest, Message, SamplingParams
+from asyncsgl.sampling import SAMPLING_FIELDS
+from asyncsgl.types import GenRequest, Message, SamplingParams
 from tests.fakes.service import PNG
 
 from .cases import (
