@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from .cli.server_job import DEFAULT_PORT, DEFAULT_QUEUE, ServerJob
+from .cli.server_flags import FLAGS, Flag, job_of
+from .cli.server_job import ServerJob
 from .errors import AsyncSGLError
 
-__all__ = ["main"]
+__all__ = ["job_asked", "main"]
 
-_ENGINE = (
-    "model_path",
-    "tokenizer_path",
-    "dtype",
-    "device",
-    "page_size",
-    "max_total_tokens",
-    "mem_fraction_static",
-    "max_running_requests",
-    "max_queued_requests",
-    "chunked_prefill_size",
-    "context_length",
-    "disable_radix_cache",
-    "random_seed",
-)
-_SERVER = ("served_model_name", "api_key", "admin_api_key", "incremental_streaming_output")
 _USAGE = 2
+_ALWAYS = ("--enable-metrics", "--enable-cache-report", "--skip-server-warmup")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,34 +30,46 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m asyncsgl.launch_server", allow_abbrev=False)
-    add = parser.add_argument
-    add("--model-path", "--model", required=True)
-    add("--tokenizer-path")
-    add("--host", default="127.0.0.1")
-    add("--port", type=int, default=DEFAULT_PORT)
-    add("--served-model-name")
-    add("--api-key")
-    add("--admin-api-key")
-    add("--log-level", default="info")
-    add("--tp-size", "--tensor-parallel-size", "--tp", type=int, default=1)
-    add("--dtype", default="auto")
-    add("--device", default="auto")
-    add("--page-size", type=int, default=16)
-    add("--max-total-tokens", type=int)
-    add("--mem-fraction-static", type=float)
-    add("--max-running-requests", type=int)
-    add("--max-queued-requests", type=int, default=DEFAULT_QUEUE)
-    add("--chunked-prefill-size", type=int)
-    add("--context-length", type=int)
-    add("--disable-radix-cache", action="store_true")
-    add("--random-seed", type=int, default=0)
-    add("--incremental-streaming-output", action="store_true")
-    always = "this is always so"
-    add("--enable-metrics", action="store_true", help=always)
-    add("--enable-cache-report", action="store_true", help=always)
-    add("--skip-server-warmup", action="store_true", help=always)
+    parser = _Parser(
+        prog="python -m asyncsgl.launch_server",
+        description="Serve a model over HTTP, with the flags of SGLang's server.",
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for flag in FLAGS:
+        if flag.panel not in groups:
+            groups[flag.panel] = parser.add_argument_group(flag.panel)
+        groups[flag.panel].add_argument(*flag.spellings, **_options(flag))
+    parser.set_defaults(log_level="info")  # as SGLang's
+    for spelling in _ALWAYS:
+        parser.add_argument(spelling, action="store_true", help="This is always so.")
     return parser
+
+
+def _options(flag: Flag) -> dict[str, Any]:
+    """A flag in the form that argparse takes."""
+    options: dict[str, Any] = {"help": flag.help, "default": flag.default}
+    if flag.name == "model_path":
+        options["required"] = True
+    if flag.variable is not None:
+        options["default"] = os.environ.get(flag.variable)
+        options["help"] += f" [variable: {flag.variable}]"
+    if flag.kind is bool:
+        options["action"] = argparse.BooleanOptionalAction if flag.default else "store_true"
+    elif flag.kind == list[str]:
+        options["action"] = "append"
+    else:
+        options["type"] = flag.kind
+    return options
+
+
+def job_asked(arguments: Sequence[str] | None = None) -> ServerJob:
+    """The server that a command line asks for; ends the process where it cannot be read.
+
+    Args:
+        arguments: by default the command line's.
+    """
+    return job_of(vars(_parser().parse_args(arguments)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,15 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    given = vars(_parser().parse_args(arguments))
-    job = ServerJob(
-        {name: given[name] for name in _ENGINE},
-        {name: given[name] for name in _SERVER},
-        given["host"],
-        given["port"],
-        tp_size=given["tp_size"],
-        log_level=given["log_level"],
-    )
+    job = job_asked(arguments)
     try:
         return job.run()
     except AsyncSGLError as error:

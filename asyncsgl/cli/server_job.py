@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ class ServerJob:
     """
 
     engine: dict[str, Any]
-    server: dict[str, Any]
+    server: dict[str, Any] = field(repr=False)  # keys are among them
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     tp_size: int = 1
