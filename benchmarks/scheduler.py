@@ -28,15 +28,29 @@ from asyncsgl_engine.tokenizer import Tokenizer
 VOCAB = 49_152
 
 
+class Repeated:
+    """Tokens drawn from a rule."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def draw(self, mask: Mask | None) -> None:
+        """Nothing to do."""
+
+    def outcome(self) -> Outcome:
+        """One token for each row that wants one."""
+        return Outcome([1000 + row.start % 20_000 if row.sample else -1 for row in self._plan.rows])
+
+
 class Parrot:
-    """Draws tokens from a rule."""
+    """Computes nothing."""
 
     def seat(self, seat: Seat) -> None:
         """Nothing to keep."""
 
-    def run(self, plan: Plan, mask: Callable[[], Mask | None]) -> Outcome:  # noqa: ARG002
-        """One token for each row that wants one."""
-        return Outcome([1000 + row.start % 20_000 if row.sample else -1 for row in plan.rows])
+    def launch(self, plan: Plan) -> Repeated:
+        """The pass, done already."""
+        return Repeated(plan)
 
 
 def settings(slots: int, pages: int, chunk: int = 512) -> ResolvedConfig:

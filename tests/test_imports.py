@@ -64,6 +64,7 @@ ROWS = {
             "forward",
             "triton_forward",
             "lowering",
+            "model_pass",
             "runner",
             "graphs",
             "parallel",

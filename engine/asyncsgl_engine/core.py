@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 from .answer import Answer, TextTokenizer
 from .config import ResolvedConfig
 from .constraints import Constraints, Follower, Masking
 from .errors import EngineError, InvalidRequest, StepFailed
-from .plan import Mask, Outcome, Plan, Seat
+from .plan import Outcome, Runner, Seat
 from .request import Delta, Request, TokenLogprob
 from .scheduler import Scheduled, Scheduler
 from .statistics import Statistics
 from .stops import compile_patterns
 
-__all__ = ["EngineCore", "Runner"]
-
-
-class Runner(Protocol):
-    """What computes plans."""
-
-    def seat(self, seat: Seat) -> None:
-        """Take over a sequence that got a slot."""
-        ...
-
-    def run(self, plan: Plan, mask: Callable[[], Mask | None]) -> Outcome:
-        """Compute a plan; `mask` is called once the logits are there."""
-        ...
+__all__ = ["EngineCore"]
 
 
 class EngineCore:
@@ -193,7 +180,9 @@ class EngineCore:
                 answer = self._answers[sequence.request.request_id]
                 answer.start(begun)
                 self._runner.seat(self._seat(answer))
-            outcome = self._runner.run(scheduled.plan, masking.result)
+            launched = self._runner.launch(scheduled.plan)
+            launched.draw(masking.result())
+            outcome = launched.outcome()
         except Exception as error:  # noqa: BLE001 - a failed pass ends its requests, not the engine
             return self._collapse(error)
         self._steps += 1

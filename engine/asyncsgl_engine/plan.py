@@ -1,17 +1,21 @@
-"""The contract between scheduler and runner: which tokens a pass computes, what it gave."""
+"""The contract between scheduler and runner: which tokens a pass computes, what it gave.
+
+A runner may return from `launch` while its device is still computing; what is asked of it next
+is then done after that, in the order in which it was asked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .request import Request, TokenLogprob
 
-__all__ = ["Mask", "Outcome", "PageCopy", "Plan", "Row", "Seat"]
+__all__ = ["Mask", "Outcome", "PageCopy", "Pass", "Plan", "Row", "Runner", "Seat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +117,31 @@ class Outcome:
     tokens: Sequence[int]
     logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
     scores: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+
+
+class Pass(Protocol):
+    """A forward pass that was launched."""
+
+    def draw(self, mask: Mask | None) -> None:
+        """Draw tokens from its logits; called once, before the next launch.
+
+        Args:
+            mask: what grammars allow, for the rows that have one.
+        """
+        ...
+
+    def outcome(self) -> Outcome:
+        """Wait for what it gave; called once, after `draw`, possibly after later launches."""
+        ...
+
+
+class Runner(Protocol):
+    """What computes plans."""
+
+    def seat(self, seat: Seat) -> None:
+        """Take over a sequence that got a slot."""
+        ...
+
+    def launch(self, plan: Plan) -> Pass:
+        """Begin a forward pass; its sequences are seated."""
+        ...

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
 import torch
 from torch.profiler import record_function
 
@@ -14,23 +11,18 @@ from .forward import Forward
 from .graphs import Capture, CudaGraphs, StaticInputs, capture_all, ladder
 from .inputs import InputBuilder
 from .kv_cache import KVCache
-from .logprobs import describe
 from .lowering import lower
 from .model import LoadedModel
+from .model_pass import ModelPass
 from .native import Library
-from .plan import Mask, Outcome, Plan, Row, Seat
-from .request import Request, TokenLogprob
+from .plan import Plan, Row, Seat
+from .request import Request
 from .sampler import Sampler
-from .transfer import upload
 
 __all__ = ["ModelRunner"]
 
 
 _TRIED, _SPREAD = 12, 7919  # tokens, taken from all over the vocabulary
-
-
-def _no_mask() -> Mask | None:
-    return None
 
 
 class ModelRunner:
@@ -95,71 +87,16 @@ class ModelRunner:
         self._sampler.seat(seat)
 
     @torch.inference_mode()
-    def run(self, plan: Plan, mask: Callable[[], Mask | None] = _no_mask) -> Outcome:
-        """Compute a plan.
-
-        Args:
-            plan: its sequences are seated.
-            mask: called after the forward pass for what grammars allow.
-        """
+    def launch(self, plan: Plan) -> ModelPass:
+        """See `Runner`."""
         self._cache.copy(plan.copies)
         batch = self._inputs.build(plan)
         with record_function("asyncsgl::forward"):
             logits = self._forward.forward(batch)
         for row in plan.rows:
             self._sampler.note(row.slot, row.tokens, row.start)
-        drawn = [index for index, row in enumerate(plan.rows) if row.sample]
-        tokens = [-1] * len(plan.rows)
-        if drawn:
-            rows = [plan.rows[index] for index in drawn]
-            made = self._draw(logits[: len(drawn)], rows, _within(mask(), drawn))
-            for index, token in zip(drawn, made, strict=True):
-                tokens[index] = token
-        return Outcome(
-            tokens,
-            self._logprobs(plan, logits, drawn, tokens),
-            self._scores(plan, logits, len(drawn)),
-        )
-
-    def _draw(self, logits: torch.Tensor, rows: list[Row], mask: Mask | None) -> list[int]:
-        slots = [row.slot for row in rows]
-        lengths = [row.start + len(row.tokens) for row in rows]
-        return self._sampler.draw(logits, slots, lengths, mask)
-
-    def _logprobs(
-        self, plan: Plan, logits: torch.Tensor, drawn: list[int], tokens: list[int]
-    ) -> dict[int, TokenLogprob]:
-        found: dict[int, TokenLogprob] = {}
-        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-        for place, index in enumerate(drawn):
-            request = self._requests[plan.rows[index].slot]
-            if request.return_logprob:
-                asked = (request.top_logprobs_num, request.token_ids_logprob)
-                groups.setdefault(asked, []).append(place)
-        for (top, ids), places in groups.items():
-            part = logits[upload(np.array(places, dtype=np.int64), logits.device)]
-            entries = describe(part, [tokens[drawn[place]] for place in places], top, ids)
-            found.update({drawn[place]: e for place, e in zip(places, entries, strict=True)})
-        return found
-
-    def _scores(
-        self, plan: Plan, logits: torch.Tensor, begin: int
-    ) -> dict[int, tuple[TokenLogprob, ...]]:
-        found: dict[int, tuple[TokenLogprob, ...]] = {}
-        for index, row in enumerate(plan.rows):
-            if row.targets:
-                request = self._requests[row.slot]
-                end = begin + len(row.targets)
-                found[index] = tuple(
-                    describe(
-                        logits[begin:end],
-                        row.targets,
-                        request.top_logprobs_num,
-                        request.token_ids_logprob,
-                    )
-                )
-                begin = end
-        return found
+        requests = [self._requests[row.slot] for row in plan.rows]
+        return ModelPass(plan, requests, logits, self._sampler)
 
     @torch.inference_mode()
     def _try_out(self, forward: Forward) -> torch.Tensor:
@@ -180,11 +117,3 @@ class ModelRunner:
         batches = [self._inputs.build(Plan((row,))) for row in rows]
         logits = [forward.forward(batch).to(torch.float32, copy=True) for batch in batches]
         return torch.cat(logits)
-
-
-def _within(mask: Mask | None, drawn: list[int]) -> Mask | None:
-    """The mask with row indices counted among the drawn rows."""
-    if mask is None:
-        return None
-    place = {index: number for number, index in enumerate(drawn)}
-    return Mask([place[index] for index in mask.rows], mask.bits)

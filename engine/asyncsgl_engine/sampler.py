@@ -73,14 +73,17 @@ class Sampler:
 
     def draw(
         self, logits: torch.Tensor, slots: Sequence[int], lengths: Sequence[int], mask: Mask | None
-    ) -> list[int]:
-        """Draw one token for each row.
+    ) -> torch.Tensor:
+        """Draw one token for each row; does not wait for the device where it need not.
 
         Args:
             logits: (R, vocab), any float type; left as they are.
             slots: of each row.
             lengths: tokens of each row's sequence so far, prompt included.
             mask: restricts some of the rows; its row indices count within these R.
+
+        Returns:
+            Token ids, int64 (R,).
         """
         seats = np.asarray(slots, dtype=np.int64)
         made = np.asarray(lengths, dtype=np.int64) - self._prompt[seats]
@@ -93,8 +96,7 @@ class Sampler:
             rows = self._tensor(drawn)
             part = logits if len(drawn) == len(seats) else logits.index_select(0, rows)
             tokens[rows] = self._random(part.float(), seats[drawn], self._tensor(chance))
-        result: list[int] = tokens.tolist()
-        return result
+        return tokens
 
     def _random(
         self, logits: torch.Tensor, seats: npt.NDArray[np.int64], chance: torch.Tensor

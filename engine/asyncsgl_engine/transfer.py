@@ -1,4 +1,4 @@
-"""Small arrays to the device: many in one copy, without waiting for it."""
+"""Small arrays to the device and back: many in one copy, without waiting for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Place", "pack", "unpack", "upload", "upload_all"]
+__all__ = ["Download", "Place", "pack", "unpack", "upload", "upload_all"]
 
 Array = npt.NDArray[np.generic]
 _ALIGNMENT = 16  # bytes; what kernels may load at once
@@ -75,3 +75,32 @@ def pack(arrays: Sequence[Array], pin: bool) -> tuple[torch.Tensor, list[Place]]
 def unpack(buffer: torch.Tensor, places: Sequence[Place]) -> list[torch.Tensor]:
     """The arrays in a packed buffer, as tensors that share its memory."""
     return [buffer[place.begin : place.end].view(place.dtype).view(place.shape) for place in places]
+
+
+class Download:
+    """Tensors on their way from the device; on the CPU they are there at once.
+
+    Args:
+        tensors: small ones; what they hold now is what is copied.
+    """
+
+    __slots__ = ("_done", "_tensors")
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._done: torch.cuda.Event | None = None
+        self._tensors = list(tensors)
+        if any(tensor.is_cuda for tensor in tensors):
+            self._tensors = [_to_pinned(tensor) for tensor in tensors]
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record()
+
+    def wait(self) -> list[torch.Tensor]:
+        """The tensors, on the CPU."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._tensors
+
+
+def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return there.copy_(tensor, non_blocking=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from asyncsgl_engine.constraints import Constraints
 from asyncsgl_engine.core import EngineCore
 from asyncsgl_engine.errors import StepFailed
@@ -12,6 +10,19 @@ from asyncsgl_engine.request import Delta, Request, Sampling
 from asyncsgl_engine.tokenizer import Tokenizer
 from tests.engine.books import resolved
 from tests.engine.conftest import byte_tokenizer
+
+
+class CountingPass:
+    """Knows the answer without computing."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def draw(self, mask: Mask | None) -> None:
+        """Nothing is drawn."""
+
+    def outcome(self) -> Outcome:
+        return Outcome([row.tokens[-1] + 1 if row.sample else -1 for row in self.plan.rows])
 
 
 class CountingRunner:
@@ -23,11 +34,11 @@ class CountingRunner:
     def seat(self, seat: Seat) -> None:
         """Nothing to keep."""
 
-    def run(self, plan: Plan, mask: Callable[[], Mask | None]) -> Outcome:
+    def launch(self, plan: Plan) -> CountingPass:
         if self.faults:
             self.faults -= 1
             raise MemoryError("no room")
-        return Outcome([row.tokens[-1] + 1 if row.sample else -1 for row in plan.rows])
+        return CountingPass(plan)
 
 
 def core_with(runner: CountingRunner, slots: int = 2) -> EngineCore:

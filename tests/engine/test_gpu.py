@@ -137,6 +137,6 @@ def test_tokens_are_drawn_as_on_the_cpu() -> None:
                 Seat(slot, Request(f"r{slot}", (1, 2, 3), sampling), [1, 2, 3], slot, (7,))
             )
         rows, mask = range(len(settings)), Mask([len(settings) - 1], bits)
-        drawn.append(sampler.draw(logits.to(device), rows, [3] * len(settings), mask))
+        drawn.append(sampler.draw(logits.to(device), rows, [3] * len(settings), mask).tolist())
     assert drawn[0] == drawn[1]
     assert drawn[0][-2:] == [4, 101]
