@@ -12,6 +12,7 @@ from ..errors import BackendError, BadRequestError, InvalidArgument, Unsupported
 from ..lang.chat_template import ChatTemplate
 from ..types import Delta, Generation, GenRequest, Scores
 from .base import FEATURES, Backend, Capabilities
+from .fan_out import FanOut
 from .retry import is_retryable
 
 __all__ = ["Policy", "Router"]
@@ -20,7 +21,7 @@ T = TypeVar("T")
 Policy = Literal["fallback", "round_robin", "least_busy"]
 
 
-class Router(Backend):
+class Router(FanOut):
     """Backends behind one.
 
     A call that fails with an error that may pass, or that this backend's key or model is the
@@ -29,6 +30,9 @@ class Router(Backend):
 
     Each backend keeps its own retries: give them ``max_retries=0`` where going on is better
     than waiting.
+
+    Utilities reach all backends that have them: ``flush_cache`` empties every cache, and
+    ``get_server_info`` tells what each backend tells.
 
     Args:
         backends: at least one.
@@ -55,6 +59,7 @@ class Router(Backend):
         self.backends = tuple(backends)
         self.policy = policy
         self.default_concurrency = sum(backend.default_concurrency for backend in backends)
+        self.keeps_prefixes = any(backend.keeps_prefixes for backend in self.caching)
         self._turn = itertools.count()
         self._running = [0] * len(backends)
         self._calls = [0] * len(backends)
@@ -75,6 +80,11 @@ class Router(Backend):
     def identity(self) -> str:
         """Those of all backends."""
         return f"router[{', '.join(backend.identity for backend in self.backends)}]"
+
+    @property
+    def caching(self) -> Sequence[Backend]:
+        """The backends that get calls while all is well."""
+        return self.backends[:1] if self.policy == "fallback" else self.backends
 
     def check(self, request: GenRequest) -> None:
         """Refuse what none of the backends can do; see :meth:`Backend.check`."""

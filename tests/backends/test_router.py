@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import get_args
 
@@ -154,6 +154,88 @@ async def test_select_is_routed_too() -> None:
 
     router = sgl.Router([ScriptedBackend(scores={"no": -0.1})])
     assert (await choose.run(backend=router))["verdict"] == "no"
+
+
+class Serving(ScriptedBackend):
+    """Has what a server has, and notes what it was asked for."""
+
+    keeps_prefixes = True
+
+    def __init__(self, name: str, *, busy: bool = False, error: Exception | None = None) -> None:
+        super().__init__("x", name=name)
+        self.asked: list[str] = []
+        self._busy = busy
+        self._error = error
+
+    async def get_server_info(self) -> dict[str, object]:
+        return {"model_path": self.name}
+
+    async def flush_cache(self, *, wait: bool = False) -> bool:
+        self.asked.append(f"flush_cache wait={wait}")
+        if self._error is not None:
+            raise self._error
+        return not self._busy
+
+    async def start_profile(
+        self, *, output_dir: str | None = None, num_steps: int | None = None
+    ) -> str:
+        if self._error is not None:
+            raise self._error
+        self.asked.append(f"start_profile {output_dir}")
+        return f"{self.name} records"
+
+    async def stop_profile(self) -> str:
+        self.asked.append("stop_profile")
+        return f"{self.name} is done"
+
+    async def cache_prefix(self, request: GenRequest) -> None:
+        self.asked.append(f"cache_prefix {request.text}")
+
+
+async def test_utilities_reach_all_that_have_them() -> None:
+    one, plain, two = Serving("one"), ScriptedBackend("x"), Serving("two")
+    router = sgl.Router([one, plain, two], "round_robin")
+    told = await sgl.get_server_info(router)
+    assert told == {"backends": [{"model_path": "one"}, None, {"model_path": "two"}]}
+    assert await sgl.flush_cache(router, wait=True) is True
+    assert await sgl.start_profile(router, output_dir="/t") == "one records\ntwo records"
+    assert await sgl.stop_profile(router) == "one is done\ntwo is done"
+    await sgl.cache_prefix("Long", router)
+    assert router.keeps_prefixes
+    steps = ["flush_cache wait=True", "start_profile /t", "stop_profile", "cache_prefix Long"]
+    assert one.asked == two.asked == steps
+
+
+async def test_one_cache_that_is_in_use_is_told() -> None:
+    one, two = Serving("one", busy=True), Serving("two")
+    assert await sgl.flush_cache(sgl.Router([one, two])) is False
+    assert two.asked == ["flush_cache wait=False"]
+
+
+async def test_an_error_of_one_is_raised_after_all_were_asked() -> None:
+    one, two = Serving("one", error=OverloadedError("busy")), Serving("two")
+    router = sgl.Router([one, two])
+    with pytest.raises(OverloadedError):
+        await sgl.flush_cache(router)
+    with pytest.raises(OverloadedError):
+        await sgl.start_profile(router)
+    assert two.asked == ["flush_cache wait=False", "start_profile None", "stop_profile"]
+
+
+async def test_prompts_are_computed_ahead_where_calls_go() -> None:
+    one, two = Serving("one"), Serving("two")
+    await sgl.cache_prefix("Long", sgl.Router([one, two], "fallback"))
+    assert (one.asked, two.asked) == (["cache_prefix Long"], [])
+
+
+@pytest.mark.parametrize(
+    "call", [sgl.get_server_info, sgl.flush_cache, sgl.start_profile, sgl.stop_profile]
+)
+async def test_what_none_has_is_refused(call: Callable[[sgl.Backend], Awaitable[object]]) -> None:
+    router = sgl.Router([ScriptedBackend(), ScriptedBackend()])
+    assert not router.keeps_prefixes
+    with pytest.raises(UnsupportedFeature, match=f"router does not support {call.__name__}: none"):
+        await call(router)
 
 
 async def test_closing_it_closes_all() -> None:
