@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from .conftest import Serve, Served
@@ -73,7 +74,9 @@ def test_the_page_asks_for_the_key(serve: Serve, tmp_path: Path) -> None:
     served = serve(api_key="k")
     page = seen(served.url, tmp_path)
     assert '<form id="keys">' in page
-    assert "answered 401" in page
+    assert "a key is asked for" in page
+    history = httpx.get(f"{served.url}/v1/history", headers={"Authorization": "Bearer k"}).json()
+    assert [error["status"] for error in history["errors"]] == [401]  # it does not go on asking
 
 
 def test_the_page_loads_nothing_from_elsewhere(served: Served) -> None:
