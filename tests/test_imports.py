@@ -31,7 +31,7 @@ ROWS = {
         ("sync", "cli", "launch_server", "__main__", "__init__"),
     ),
     "asyncsgl_engine": (
-        ("errors", "config", "request", "plan", "statistics"),
+        ("errors", "config", "images", "request", "plan", "statistics"),
         (
             "pages",
             "radix",
@@ -47,6 +47,7 @@ ROWS = {
         (
             "kv_cache",
             "inputs",
+            "image_rows",
             "transfer",
             "attention",
             "sampler",
@@ -59,8 +60,11 @@ ROWS = {
         ("regex_syntax", "grammar"),
         (
             "device",
+            "image_files",
+            "image_processor",
             "model",
             "multimodal",
+            "vision",
             "forward",
             "triton_forward",
             "lowering",

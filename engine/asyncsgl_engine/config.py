@@ -88,6 +88,10 @@ class EngineConfig:
         enable_native: use the compiled CPU attention kernel where a C compiler is found.
         disable_cuda_graph: launch every operation of a decoding step on its own.
         cuda_graph_max_bs: most sequences in a step that is replayed as a CUDA graph.
+        max_images: images in a prompt at most.
+        max_image_pixels: width times height of an image at most.
+        image_memory: bytes of images' embeddings in main memory at most, those of images that
+            may come again included.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -111,13 +115,19 @@ class EngineConfig:
     enable_native: bool = True
     disable_cuda_graph: bool = False
     cuda_graph_max_bs: int = 256
+    max_images: int = 32
+    max_image_pixels: int = 64_000_000
+    image_memory: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *_DTYPES):
             raise ConfigError(f"dtype: {self.dtype!r} is not one of auto, {', '.join(_DTYPES)}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda")
-        for name in ("page_size", "max_queued_requests", "cuda_graph_max_bs"):
+        for name in (
+            *("page_size", "max_queued_requests", "cuda_graph_max_bs"),
+            *("max_images", "max_image_pixels", "image_memory"),
+        ):
             self._at_least_one(name)
         for name in (
             "max_total_tokens",
@@ -180,6 +190,9 @@ class EngineConfig:
             num_threads=self.num_threads or device.threads,
             native=self.enable_native and on_cpu,
             cuda_graph_max_bs=min(self.cuda_graph_max_bs, running) if graphs else 0,
+            max_images=self.max_images,
+            max_image_pixels=self.max_image_pixels,
+            image_memory=self.image_memory,
         )
 
     def _context(self, model: ModelFacts) -> int:
@@ -253,6 +266,9 @@ class ResolvedConfig:
     num_threads: int
     native: bool
     cuda_graph_max_bs: int = 0
+    max_images: int = 32
+    max_image_pixels: int = 64_000_000
+    image_memory: int = 1 << 30
 
     @property
     def sequence_limit(self) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from .config import EngineConfig, ProfileOptions, ResolvedConfig
 from .delivery import Ticket, deliver
 from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded
+from .images import Prompt
 from .request import Completion, Delta, Request, Sampling, TokenLogprob
 from .statistics import Statistics
 
@@ -127,6 +128,25 @@ class AsyncEngine:
             thread.join()
 
     # -- requests -----------------------------------------------------------------------------
+
+    async def prompt(self, given: str | Sequence[int], images: Sequence[bytes]) -> Prompt:
+        """A prompt of text and images, for a `Request`; see `ImageReader.prompt`.
+
+        Args:
+            given: text or token ids; each image stands where the model's image token is.
+            images: PNG, JPEG, WebP or GIF files, in their order; at least one.
+
+        Raises:
+            InvalidRequest: the model reads no images, they do not go together with the image
+                tokens, or one cannot be read.
+            PromptTooLong: its tokens and those of its images are too many.
+            Overloaded: too many prompts wait for their images, or too much memory is taken.
+            Closed: the engine was shut down.
+        """
+        reader = self._ready().images
+        if isinstance(reader, str):
+            raise InvalidRequest("images", reader)
+        return await reader.prompt(given, images)
 
     async def generate(self, request: Request) -> Completion:
         """Run one request to its end. Cancelling this aborts it within one step.
@@ -278,6 +298,11 @@ class AsyncEngine:
         return self._asked
 
     @property
+    def reads_images(self) -> bool:
+        """Whether prompts may have images, once started."""
+        return not isinstance(self._ready().images, str)
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, once started."""
         return self._ready().tokenizer
@@ -418,6 +443,8 @@ class AsyncEngine:
         loaded.core.fail_all(self._farewell())
         self._statistics = loaded.core.statistics()
         loaded.constraints.close()
+        if not isinstance(loaded.images, str):
+            loaded.images.close()
         if self._profile is not None:
             self._profile.drop()
         self._loaded = None

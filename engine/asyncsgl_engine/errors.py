@@ -6,6 +6,7 @@ EngineError
 ├── InvalidRequest         a request that can never run
 │   └── PromptTooLong      its prompt exceeds what the engine can hold
 ├── Overloaded             the queue is full; try again later
+│   └── ImagesOverloaded   the images of other requests take all the memory for them
 ├── Closed                 the engine was shut down
 ├── StepFailed             a forward pass raised; the requests in it ended with this
 └── InternalError          the engine's books contradict each other: a bug in this package
@@ -17,6 +18,7 @@ __all__ = [
     "Closed",
     "ConfigError",
     "EngineError",
+    "ImagesOverloaded",
     "InternalError",
     "InvalidRequest",
     "ModelError",
@@ -96,6 +98,20 @@ class Overloaded(EngineError):
 
     def __reduce__(self) -> tuple[type[Overloaded], tuple[int, int]]:
         return type(self), (self.waiting, self.limit)
+
+
+class ImagesOverloaded(Overloaded):
+    """Raised when the images of other requests leave no room for one more.
+
+    Args:
+        held: bytes that they take.
+        limit: the most they may (`image_memory`).
+    """
+
+    def __init__(self, held: int, limit: int) -> None:
+        super().__init__(held, limit)
+        message = f"images of other requests take {held} bytes of {limit}; "
+        self.args = (f"{message}try again later or raise image_memory",)
 
 
 class Closed(EngineError):

@@ -47,7 +47,12 @@ class ModuleForward:
             ModelError: the module does not attend through transformers' interface.
         """
         context = StepContext(batch, self._cache, self._attention)
-        logits = self._model.logits(batch.input_ids, batch.position_ids, batch.logit_rows, context)
+        embeddings = None
+        if batch.inserts is not None:
+            embeddings = batch.embedded(self._model.module.get_input_embeddings())
+        logits = self._model.logits(
+            batch.input_ids, batch.position_ids, batch.logit_rows, context, embeddings
+        )
         facts = self._model.facts
         if context.calls != facts.num_layers:
             raise ModelError(

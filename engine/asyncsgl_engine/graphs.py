@@ -107,7 +107,8 @@ class GraphedForward:
     def size_for(self, batch: Batch) -> int | None:
         """The smallest graph that holds a batch; None where there is none."""
         place = bisect_left(self._sizes, batch.singles)
-        if batch.spans or not batch.singles or place == len(self._sizes):
+        eager = batch.spans or batch.inserts is not None or not batch.singles
+        if eager or place == len(self._sizes):
             return None
         return self._sizes[place]
 

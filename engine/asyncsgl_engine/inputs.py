@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from .plan import Plan, Row
 from .transfer import upload_all
 
-__all__ = ["Batch", "InputBuilder", "Span", "SpanTables"]
+__all__ = ["Batch", "InputBuilder", "Inserts", "Span", "SpanTables"]
 
 Array = npt.NDArray[np.generic]
 Ints = npt.NDArray[np.int64]
@@ -53,6 +53,19 @@ class SpanTables:
 
 
 @dataclass(frozen=True, slots=True)
+class Inserts:
+    """What some tokens of a step have instead of their own embeddings.
+
+    Args:
+        rows: which tokens, int64 (M,).
+        values: their embeddings, (M, hidden).
+    """
+
+    rows: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One packed step of T tokens: D rows of one token, then spans.
 
@@ -70,6 +83,7 @@ class Batch:
         span_tables: the same for kernels, where attention reads page tables.
         logit_rows: tokens whose logits are needed, int64 (R,): first those that a token is
             drawn after, in row order, then those that are scored.
+        inserts: images that the step reads, or None.
     """
 
     input_ids: torch.Tensor
@@ -83,6 +97,21 @@ class Batch:
     spans: tuple[Span, ...]
     logit_rows: torch.Tensor
     span_tables: SpanTables | None = None
+    inserts: Inserts | None = None
+
+    def embedded(self, look_up: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """What the model reads for every token.
+
+        Args:
+            look_up: from token ids, (T,), to their own embeddings, (T, hidden).
+
+        Returns:
+            (T, hidden).
+        """
+        own = look_up(self.input_ids[0])
+        if self.inserts is None:
+            return own
+        return own.index_copy(0, self.inserts.rows, self.inserts.values.to(own.dtype))
 
 
 class InputBuilder:
@@ -113,8 +142,13 @@ class InputBuilder:
         self._needs_tables = needs_tables
         self._device = device
 
-    def build(self, plan: Plan) -> Batch:
-        """Flatten a plan."""
+    def build(self, plan: Plan, inserts: Inserts | None = None) -> Batch:
+        """Flatten a plan.
+
+        Args:
+            plan: its rows of one token first.
+            inserts: what of it are images.
+        """
         for row in plan.rows:
             pages = row.pages
             if row.fresh_from < len(pages):
@@ -157,6 +191,7 @@ class InputBuilder:
             spans=_spans(many, len(single), None if self._needs_tables else extras),
             logit_rows=logit_rows,
             span_tables=SpanTables(*extras) if self._needs_tables and many else None,
+            inserts=inserts,
         )
 
     def _positions(self, single: list[Row], many: tuple[Row, ...]) -> Ints:

@@ -13,11 +13,12 @@ from .config import EngineConfig, ResolvedConfig
 from .constraints import Constraints
 from .core import EngineCore
 from .device import inspect_device
-from .errors import ConfigError
+from .errors import ConfigError, ModelError
 from .grammar import GrammarCompiler
 from .hub import resolve_model
 from .hub.cache import default_cache_root
-from .model import load_model
+from .model import LoadedModel, load_model
+from .multimodal import ImageReader
 from .native import Library, NativeAttention, build_library
 from .runner import ModelRunner
 from .tokenizer import Tokenizer
@@ -29,12 +30,17 @@ Progress = Callable[[str, float | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A core and what it was made of."""
+    """A core and what it was made of.
+
+    Args:
+        images: reads images, or why there are none to be read.
+    """
 
     core: EngineCore
     constraints: Constraints
     tokenizer: Tokenizer
     config: ResolvedConfig
+    images: ImageReader | str
 
 
 def load(config: EngineConfig, progress: Progress) -> Loaded:
@@ -62,8 +68,9 @@ def load(config: EngineConfig, progress: Progress) -> Loaded:
     runner = ModelRunner(model, resolved, choose_attention(resolved, library), library)
     constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
     core = EngineCore(resolved, runner, tokenizer, constraints)
+    images = _image_reader(found.path, model, tokenizer, resolved)
     progress("Loading the model", 1.0)
-    return Loaded(core, constraints, tokenizer, resolved)
+    return Loaded(core, constraints, tokenizer, resolved, images)
 
 
 def choose_attention(config: ResolvedConfig, library: Library | None) -> AttentionBackend:
@@ -81,6 +88,30 @@ def choose_attention(config: ResolvedConfig, library: Library | None) -> Attenti
     ):
         return NativeAttention(library, config.num_threads)
     return TorchAttention()
+
+
+def _image_reader(
+    path: Path, model: LoadedModel, tokenizer: Tokenizer, config: ResolvedConfig
+) -> ImageReader | str:
+    """What reads images, or why none can be read."""
+    tower = model.vision
+    if tower is None:
+        return f"the model {config.model_path!r} reads text only"
+    try:
+        import PIL.Image  # noqa: F401 - the processor needs it
+    except ImportError:
+        return "images are read with Pillow, which is not here: pip install 'asyncsgl[images]'"
+    from .image_processor import ImageProcessor
+
+    processor = ImageProcessor.load(path, config.max_image_pixels)
+    token = processor.image_token
+    if tokenizer.encode(token, add_special_tokens=False) != [tower.image_token_id]:
+        raise ModelError(
+            f"the tokenizer does not know {token!r}, which stands for images, as token "
+            f"{tower.image_token_id}"
+        )
+    tokenizer.add_image_token(token, processor.chat_template)
+    return ImageReader(tower, processor, tokenizer.encode, config)
 
 
 def _tokenizer_folder(config: EngineConfig, model: Path) -> Path:

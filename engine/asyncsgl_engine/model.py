@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers.utils import logging
 from .attention import IMPLEMENTATION, StepContext, register
 from .config import ModelFacts
 from .errors import ModelError
+from .vision import VisionTower, check_eyes, has_eyes, load_vision
 
 __all__ = ["LoadedModel", "load_model", "wrap_model"]
 
@@ -28,10 +29,12 @@ class LoadedModel:
     Args:
         module: transformers' own module.
         facts: what the engine plans with.
+        vision: what reads images, in a model that does.
     """
 
     module: PreTrainedModel
     facts: ModelFacts
+    vision: VisionTower | None = None
 
     def logits(
         self,
@@ -39,6 +42,7 @@ class LoadedModel:
         position_ids: torch.Tensor,
         rows: torch.Tensor,
         context: StepContext,
+        embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run one packed forward pass.
 
@@ -47,12 +51,14 @@ class LoadedModel:
             position_ids: (1, T).
             rows: the tokens whose logits are wanted, (R,).
             context: where attention reads and writes.
+            embeddings: of the tokens, instead of `input_ids`, (T, hidden).
 
         Returns:
             (R, vocab).
         """
         output: Any = self.module(
-            input_ids=input_ids,
+            input_ids=input_ids if embeddings is None else None,
+            inputs_embeds=None if embeddings is None else embeddings[None],
             position_ids=position_ids,
             use_cache=False,
             logits_to_keep=rows,
@@ -77,7 +83,10 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         _check_kind(config)
         register()
+        check_eyes(config)
         with _quiet():
+            if has_eyes(config):
+                return _with_eyes(*load_vision(path, dtype), device)
             module = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=dtype,
@@ -92,6 +101,13 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         ) from error
     torch.nn.Module.to(module, device)
     return wrap_model(module)
+
+
+def _with_eyes(language: PreTrainedModel, vision: VisionTower, device: torch.device) -> LoadedModel:
+    torch.nn.Module.to(vision.module, device)
+    model = wrap_model(language)
+    name = type(vision.module).__name__
+    return replace(model, facts=replace(model.facts, architecture=name), vision=vision)
 
 
 def wrap_model(module: PreTrainedModel) -> LoadedModel:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import EngineError, InvalidRequest
+from .images import PlacedImage
 
 __all__ = ["Completion", "Delta", "Finish", "Grammar", "Request", "Sampling", "TokenLogprob"]
 
@@ -169,6 +170,7 @@ class Request:
         priority: higher runs first.
         cache_salt: prefixes are shared only among requests of the same salt.
         no_cache: neither read nor fill the prefix cache.
+        images: what the model reads instead of the tokens at their positions.
 
     Raises:
         InvalidRequest: a field is out of its range.
@@ -186,9 +188,12 @@ class Request:
     priority: int = 0
     cache_salt: str | None = None
     no_cache: bool = False
+    images: tuple[PlacedImage, ...] = ()
 
     def __post_init__(self) -> None:
         _require(len(self.prompt_ids) > 0, "prompt_ids", "at least one token", ())
+        end = max((image.end for image in self.images), default=0)
+        _require(end <= len(self.prompt_ids), "images", "placed inside the prompt", end)
         start = self.logprob_start_len
         _require(
             start == -1 or (_is_count(start, 0) and start < len(self.prompt_ids)),

@@ -9,6 +9,7 @@ from .attention import AttentionBackend, TorchAttention
 from .config import ResolvedConfig
 from .forward import Forward
 from .graphs import Capture, CudaGraphs, StaticInputs, capture_all, ladder
+from .image_rows import ImageRows
 from .inputs import InputBuilder
 from .kv_cache import KVCache
 from .lowering import lower
@@ -70,6 +71,7 @@ class ModelRunner:
             attention.needs_tables,
         )
         self._sampler = Sampler(slots, facts.vocab_size, device)
+        self._images = ImageRows(device)
         self._requests: dict[int, Request] = {}
         self._limit = config.sequence_limit
         self._vocab = facts.vocab_size
@@ -84,13 +86,14 @@ class ModelRunner:
     def seat(self, seat: Seat) -> None:
         """Take over a sequence that got a slot."""
         self._requests[seat.slot] = seat.request
+        self._images.seat(seat.slot, seat.request.images)
         self._sampler.seat(seat)
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> ModelPass:
         """See `Runner`."""
         self._cache.copy(plan.copies)
-        batch = self._inputs.build(plan)
+        batch = self._inputs.build(plan, self._images.read(plan))
         with record_function("asyncsgl::forward"):
             logits = self._forward.forward(batch)
         for row in plan.rows:

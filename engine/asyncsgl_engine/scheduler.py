@@ -131,7 +131,7 @@ class Scheduler:
 
     def append(self, sequence: Sequence, token: int) -> None:
         """Tell which token follows in a running sequence."""
-        sequence.tokens.append(token)
+        sequence.append(token)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or not; its computed pages stay cached."""

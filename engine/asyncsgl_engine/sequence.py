@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .images import keys_of
 from .radix import Node
 from .request import Request
 
@@ -19,6 +20,7 @@ class Sequence:
         serial: order of arrival.
         limit: most tokens it may reach, prompt and output together.
         tokens: prompt and output so far.
+        keys: what its pages are found by, one a token: the tokens themselves, unless it has images.
         computed: tokens whose keys and values are in `pages`.
         pages: page ids that hold them, in order.
         synced: leading pages its slot's table is known to have.
@@ -36,6 +38,7 @@ class Sequence:
     serial: int
     limit: int
     tokens: list[int] = field(default_factory=list)
+    keys: list[int] = field(init=False)
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     synced: int = 0
@@ -47,6 +50,16 @@ class Sequence:
     scored: int = 0
     retractions: int = 0
     overtaken: int = 0
+
+    def __post_init__(self) -> None:
+        images = self.request.images
+        self.keys = keys_of(self.tokens, images) if images else self.tokens
+
+    def append(self, token: int) -> None:
+        """Take the token that follows."""
+        self.tokens.append(token)
+        if self.keys is not self.tokens:
+            self.keys.append(token)
 
     @property
     def prompt_tokens(self) -> int:

@@ -59,14 +59,14 @@ class Sharing:
         if node is None or not node.live:
             node, depth = self.tree.root(sequence.request.cache_salt), 0
         limit = self._usable(sequence)
-        sequence.node, sequence.node_pages = self.tree.descend(node, depth, sequence.tokens, limit)
+        sequence.node, sequence.node_pages = self.tree.descend(node, depth, sequence.keys, limit)
 
     def start(self, sequence: Sequence, computing: set[int]) -> Start:
         """What the tree has of a waiting sequence's next page; it was sought just before."""
         if sequence.node is None:
             return Start(None, 0, 0)
         at = sequence.node_pages * self._size
-        tail = sequence.tokens[at : min(self._usable(sequence), at + self._size)]
+        tail = sequence.keys[at : min(self._usable(sequence), at + self._size)]
         return self.tree.start(sequence.node, tail, computing)
 
     def take(self, sequence: Sequence, computing: set[int]) -> PageCopy | None:
@@ -108,7 +108,7 @@ class Sharing:
         """Note the page that a sequence in prefill will fill after this step."""
         node, at = sequence.node, sequence.node_pages * self._size
         if node is not None and sequence.pending and at + self._size <= len(sequence.tokens):
-            leaders.add((id(node), tuple(sequence.tokens[at : at + self._size])))
+            leaders.add((id(node), tuple(sequence.keys[at : at + self._size])))
 
     def led(self, sequence: Sequence, leaders: Leaders) -> bool:
         """Whether a running sequence is about to compute the next page for a waiting one."""
@@ -118,7 +118,7 @@ class Sharing:
         end = at + self._size
         if end > self._usable(sequence):
             return False
-        return (id(sequence.node), tuple(sequence.tokens[at:end])) in leaders
+        return (id(sequence.node), tuple(sequence.keys[at:end])) in leaders
 
     def coming(self, sequence: Sequence, computing: set[int]) -> int:
         """Tokens that a waiting sequence could copy after this step, but not before it."""
@@ -146,7 +146,7 @@ class Sharing:
             return changed
         self._lift_tail(sequence)
         while (index + 1) * size <= sequence.computed:
-            key = tuple(sequence.tokens[index * size : (index + 1) * size])
+            key = tuple(sequence.keys[index * size : (index + 1) * size])
             own = pages[index]
             node = self.tree.extend(node, key, own)
             if node.page == own:
@@ -173,7 +173,7 @@ class Sharing:
         if sequence.tail is not None and len(sequence.tail.key) == count:
             return None
         self._lift_tail(sequence)
-        key = tuple(sequence.tokens[at : at + count])
+        key = tuple(sequence.keys[at : at + count])
         if self.tree.start(node, key).tokens == count:
             return None
         page = sequence.pages[sequence.node_pages]

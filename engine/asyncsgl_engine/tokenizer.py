@@ -52,6 +52,7 @@ class Tokenizer:
         self._id_limit = max(vocabulary.values(), default=-1) + 1
         self._byte_level = backend is not None and isinstance(backend.decoder, decoders.ByteLevel)
         self._vocab_size = len(hf)
+        self._image_token: str | None = None
         self._bytes_of = lru_cache(maxsize=None)(self._token_bytes)
         self._text_bytes_of = lru_cache(maxsize=None)(self._text_bytes)
 
@@ -94,10 +95,23 @@ class Tokenizer:
             template = template.get("default")
         return template if isinstance(template, str) else None
 
+    def add_image_token(self, text: str, chat_template: str | None) -> None:
+        """Take over what a model's processor knows and its tokenizer need not.
+
+        Args:
+            text: the token that stands for an image.
+            chat_template: the template for messages, used if the tokenizer has none.
+        """
+        self._image_token = text
+        if self.chat_template is None and chat_template is not None:
+            self.hf.chat_template = chat_template
+
     @property
     def special_tokens(self) -> Mapping[str, str]:
-        """Special tokens' texts by role (`bos_token`, `eos_token`, ...)."""
+        """Special tokens' texts by role (`bos_token`, `eos_token`, `image_token`, ...)."""
         tokens: dict[str, object] = dict(self.hf.special_tokens_map)
+        if self._image_token is not None:
+            tokens["image_token"] = self._image_token
         return MappingProxyType(
             {role: text for role, text in tokens.items() if isinstance(text, str)}
         )

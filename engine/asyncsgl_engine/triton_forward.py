@@ -65,7 +65,7 @@ class TritonForward:
         """See `Forward`."""
         weights = self._weights
         context = StepContext(batch, self._cache, self._attention)
-        stream = embedding(batch.input_ids[0], weights.embedding)
+        stream = batch.embedded(lambda ids: embedding(ids, weights.embedding))
         delta: torch.Tensor | None = None
         for index, layer in enumerate(self._layers):
             hidden = self._add_norm(stream, delta, layer.norm)

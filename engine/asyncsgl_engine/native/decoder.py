@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import embedding
 
 from ..inputs import Batch
 from ..kv_cache import KVCache
@@ -72,13 +73,14 @@ class NativeDecoder:
         self._workspace = Workspace()
         self._logits = torch.empty(0)
         self._vocab = weights.head.shape[0]
+        self._embedding = weights.embedding.detach()
         self._kept: list[torch.Tensor] = []
         pairs = zip(weights.layers, cache.keys, cache.values, strict=True)
         layers = [self._layer(layer, keys, values) for layer, keys, values in pairs]
         self._layers = (_Layer * len(layers))(*layers)
         self._model = _Model(
             ctypes.addressof(self._layers),
-            self._keep(weights.embedding.detach()),
+            self._keep(self._embedding),
             self._pack([weights.head]),
             self._vector(weights.norm),
             self._vector(weights.frequencies),
@@ -120,14 +122,20 @@ class NativeDecoder:
         step = Step(batch, self._cache.page_size, self._threads)
         rows = len(batch.logit_rows)
         logits = self._room(rows)
+        input_ids, held = batch.input_ids, self._model
+        if batch.inserts is not None:  # a table of this step's own
+            table = batch.embedded(lambda ids: embedding(ids, self._embedding))
+            input_ids = torch.arange(len(table))
+            held = _Model.from_buffer_copy(self._model)
+            held.embedding = table.data_ptr()
         call = _Call(
-            batch.input_ids.data_ptr(),
+            input_ids.data_ptr(),
             batch.position_ids.data_ptr(),
             batch.logit_rows.data_ptr(),
             logits.data_ptr(),
             rows,
         )
-        model, described = ctypes.byref(self._model), ctypes.byref(step.structure)
+        model, described = ctypes.byref(held), ctypes.byref(step.structure)
         step.use(self._workspace.of(self._space(model, described, ctypes.c_int64(rows))))
         self._forward(model, described, ctypes.byref(call))
         return logits
