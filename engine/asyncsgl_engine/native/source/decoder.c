@@ -7,6 +7,7 @@
 
 #include "step.h"
 #include "vectors.h"
+#include "places.h"
 
 #define BARRIER _Pragma("omp barrier")
 #define SHARING_ROWS 16 /* rows of a group in one task */
@@ -25,9 +26,12 @@ static int64_t list_tasks(const Step *step, int64_t kv_heads, int64_t group, Tas
             for (int64_t kv = 0; kv < kv_heads; kv++)
                 tasks[count++] = (Task){
                     SHARING, g, kv, first, least(first + SHARING_ROWS, step->group_first[g + 1])};
+    /* Many rows go as a whole, since that reads memory in order; few are spread over the threads. */
+    const int64_t alone = step->singles - step->group_first[step->groups];
+    const int64_t heads = alone >= 4 * step->threads ? kv_heads : 1;
     for (int64_t m = step->group_first[step->groups]; m < step->singles; m++)
-        for (int64_t kv = 0; kv < kv_heads; kv++)
-            tasks[count++] = (Task){SINGLE, step->members[m], kv, 0, 0};
+        for (int64_t kv = 0; kv < kv_heads; kv += heads)
+            tasks[count++] = (Task){SINGLE, step->members[m], kv, 0, kv + heads};
     return count;
 }
 
@@ -36,6 +40,8 @@ static int64_t list_tasks(const Step *step, int64_t kv_heads, int64_t group, Tas
 #define UNIT 1
 #define NAME(name) name##_f32
 #include "products.h"
+#include "blocks.h"
+#include "rows.h"
 #include "attention.h"
 #include "decoder.h"
 #undef BF16
@@ -48,6 +54,8 @@ static int64_t list_tasks(const Step *step, int64_t kv_heads, int64_t group, Tas
 #define UNIT 2
 #define NAME(name) name##_bf16
 #include "products.h"
+#include "blocks.h"
+#include "rows.h"
 #include "attention.h"
 #include "decoder.h"
 

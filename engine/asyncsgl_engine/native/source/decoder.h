@@ -42,8 +42,9 @@ INLINE void *NAME(take)(char **at, int64_t bytes) {
     return from;
 }
 
-INLINE int64_t NAME(scratch_bytes)(void) {
-    return ceil_div(sizeof(NAME(Block)), 64) * 64 + ceil_div(sizeof(NAME(Heads)), 64) * 64;
+INLINE int64_t NAME(scratch_bytes)(int64_t kv_heads) {
+    return ceil_div(sizeof(NAME(Block)), 64) * 64 +
+           ceil_div(kv_heads * sizeof(NAME(Heads)), 64) * 64;
 }
 
 /* Lay out the workspace from `base` on; the address past its end. */
@@ -62,12 +63,12 @@ static char *NAME(lay_out)(NAME(Space) * space, const NAME(Model) * model, const
     space->last = NAME(take)(&at, rows * UNITS(model->hidden) * units);
     space->tasks = NAME(take)(&at, step->tokens * model->kv_heads * sizeof(Task));
     space->next = NAME(take)(&at, model->num_layers * sizeof(int64_t));
-    space->scratch = NAME(take)(&at, step->threads * NAME(scratch_bytes)());
+    space->scratch = NAME(take)(&at, step->threads * NAME(scratch_bytes)(model->kv_heads));
     return at;
 }
 
-INLINE NAME(Scratch) NAME(scratch_of)(const Step *step, char *base, int thread) {
-    char *at = base + thread * NAME(scratch_bytes)();
+INLINE NAME(Scratch) NAME(scratch_of)(const Step *step, int64_t kv_heads, char *base, int thread) {
+    char *at = base + thread * NAME(scratch_bytes)(kv_heads);
     const NAME(Scratch) scratch = {step, (NAME(Block) *)at,
                                    (NAME(Heads) *)(at + ceil_div(sizeof(NAME(Block)), 64) * 64)};
     return scratch;
@@ -141,7 +142,7 @@ static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) 
     const NAME(Activations) normed = {space->normed, tokens, hidden};
     const NAME(Activations) attended = {space->attended, tokens, width};
     const NAME(Activations) gated = {space->gated, tokens, inner};
-    const NAME(Scratch) scratch = NAME(scratch_of)(step, space->scratch, thread);
+    const NAME(Scratch) scratch = NAME(scratch_of)(step, model->kv_heads, space->scratch, thread);
 #define SHARE(total, part) ((total) * (part) / threads)
 #define MINE(i, total) \
     int64_t i = SHARE(total, thread), i##_end = SHARE(total, thread + 1); i < i##_end; i++
@@ -248,7 +249,7 @@ typedef struct {
 int64_t NAME(asyncsgl_attend_space)(const NAME(Attention) * call, const Step *step) {
     return ceil_div(step->tokens * call->heads * call->dim * sizeof(float), 64) * 64 +
            ceil_div(step->tokens * call->kv_heads * sizeof(Task), 64) * 64 +
-           step->threads * NAME(scratch_bytes)() + 64;
+           step->threads * NAME(scratch_bytes)(call->kv_heads) + 64;
 }
 
 void NAME(asyncsgl_attend)(const NAME(Attention) * call, const Step *step) {
@@ -256,7 +257,7 @@ void NAME(asyncsgl_attend)(const NAME(Attention) * call, const Step *step) {
     char *at = step->workspace;
     float *query = NAME(take)(&at, tokens * width * sizeof(float));
     Task *tasks = NAME(take)(&at, tokens * call->kv_heads * sizeof(Task));
-    char *base = NAME(take)(&at, step->threads * NAME(scratch_bytes)());
+    char *base = NAME(take)(&at, step->threads * NAME(scratch_bytes)(call->kv_heads));
     const int64_t count = list_tasks(step, call->kv_heads, call->heads / call->kv_heads, tasks);
     int64_t next = 0;
     _Pragma("omp parallel num_threads(step->threads)") {
@@ -277,7 +278,7 @@ void NAME(asyncsgl_attend)(const NAME(Attention) * call, const Step *step) {
             }
         }
         BARRIER
-        const NAME(Scratch) scratch = NAME(scratch_of)(step, base, thread);
+        const NAME(Scratch) scratch = NAME(scratch_of)(step, call->kv_heads, base, thread);
         const NAME(Layer) layer = {call->keys, call->values, query, width, call->heads,
                                    call->kv_heads, dim, call->window, call->scale, call->softcap,
                                    {0}, call->out};

@@ -24,8 +24,9 @@ typedef struct {
     void *workspace;
 } Step;
 
-/* A share of a step's attention for one key/value head: tokens `first` to `last` - 1 of span
-   `index`, members `first` to `last` - 1 of group `index`, or single `index`. */
+/* A share of a step's attention: for key/value head `kv`, tokens `first` to `last` - 1 of span
+   `index` or members `first` to `last` - 1 of group `index`; or of single `index` the key/value
+   heads `kv` to `last` - 1. */
 enum Kind { SPAN, SHARING, SINGLE };
 
 typedef struct {

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -27,6 +27,15 @@
 #endif
 #define TILE_COLUMNS (2 * LANES)
 
+/* A register tile of attention: KEY_ROWS positions or dimensions by ABREAST queries. It fills the
+   register file as well, and broadcasts less often. */
+#define ABREAST (3 * LANES)
+#if defined(__AVX512F__)
+#define KEY_ROWS 8
+#else
+#define KEY_ROWS 4
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vf __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -38,11 +47,31 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+/* Positions or dimensions, filled up to whole tiles of attention. */
+INLINE int64_t whole_tiles(int64_t count) { return ceil_div(count, KEY_ROWS) * KEY_ROWS; }
+
+INLINE void prefetch_line(const void *from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at, 0, 2);
+}
+
 INLINE vf splat(float value) { return value - (vf){0}; }
 INLINE vu splat_bits(uint32_t bits) { return bits | (vu){0}; }
 INLINE vf load(const float *from) { return *(const vf *)from; }
 INLINE vu load_bits(const uint32_t *from) { return *(const vu *)from; }
 INLINE void store(float *to, vf value) { *(vf *)to = value; }
+INLINE vf choose(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+
+INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
 
 INLINE float widen_bf16(uint16_t bits) {
     const uint32_t whole = (uint32_t)bits << 16;
@@ -60,6 +89,53 @@ INLINE uint16_t narrow_bf16(float value) {
 
 INLINE float widen_f32(float value) { return value; }
 INLINE float narrow_f32(float value) { return value; }
+
+/* What is left of x beside the nearest whole number; x is not above 0. */
+INLINE vf fraction(vf x) {
+#if defined(__AVX512DQ__)
+    return (vf)_mm512_reduce_ps((__m512)x, 0);
+#else
+    return x - __builtin_convertvector(__builtin_convertvector(x - splat(0.5f), vi), vf);
+#endif
+}
+
+/* sum * 2 to the power of a whole number from 0 down; 0 where that is too small. */
+INLINE vf scaled(vf sum, vf count) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_scalef_ps((__m512)sum, (__m512)count);
+#else
+    const vi bits = (__builtin_convertvector(count, vi) + 127) << 23;
+    return (vf)((vi)(sum * (vf)bits) & (count > splat(-127.0f)));
+#endif
+}
+
+/* 2 to the power of x, for x up to 0, by minimax polynomials: to 7.5e-8 for floats, and to 7.5e-5
+   for what is narrowed to bfloat16 (which rounds by 2e-3). */
+INLINE vf exp2_f32(vf x) {
+#if !defined(__AVX512F__)
+    x = larger(x, splat(-200.0f));
+#endif
+    const vf rest = fraction(x);
+    vf sum = splat(1.3276468627e-3f);
+    sum = sum * rest + splat(9.6755413538e-3f);
+    sum = sum * rest + splat(5.5507132891e-2f);
+    sum = sum * rest + splat(2.4022119727e-1f);
+    sum = sum * rest + splat(6.9314696705e-1f);
+    sum = sum * rest + splat(1.0f);
+    return scaled(sum, x - rest);
+}
+
+INLINE vf exp2_bf16(vf x) {
+#if !defined(__AVX512F__)
+    x = larger(x, splat(-200.0f));
+#endif
+    const vf rest = fraction(x);
+    vf sum = splat(5.5171669075e-2f);
+    sum = sum * rest + splat(2.4261112219e-1f);
+    sum = sum * rest + splat(6.9326098546e-1f);
+    sum = sum * rest + splat(9.9992807354e-1f);
+    return scaled(sum, x - rest);
+}
 
 /* exp for arguments up to 0, by Cody and Waite's reduction and a minimax polynomial (Cephes): within
    2 units in the last place, and unlike expf it is vectorised. */
