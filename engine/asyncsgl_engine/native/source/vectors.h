@@ -90,16 +90,18 @@ INLINE uint16_t narrow_bf16(float value) {
 INLINE float widen_f32(float value) { return value; }
 INLINE float narrow_f32(float value) { return value; }
 
-/* What is left of x beside the nearest whole number; x is not above 0. */
+/* What is left of x beside the nearest whole number; x is above -256 where it is rounded by way of
+   integers, which truncate towards 0. */
 INLINE vf fraction(vf x) {
 #if defined(__AVX512DQ__)
     return (vf)_mm512_reduce_ps((__m512)x, 0);
 #else
-    return x - __builtin_convertvector(__builtin_convertvector(x - splat(0.5f), vi), vf);
+    const vi count = __builtin_convertvector(x + splat(256.5f), vi) - 256;
+    return x - __builtin_convertvector(count, vf);
 #endif
 }
 
-/* sum * 2 to the power of a whole number from 0 down; 0 where that is too small. */
+/* sum * 2 to the power of a whole number below 128; 0 where that is too small. */
 INLINE vf scaled(vf sum, vf count) {
 #if defined(__AVX512F__)
     return (vf)_mm512_scalef_ps((__m512)sum, (__m512)count);
@@ -109,10 +111,10 @@ INLINE vf scaled(vf sum, vf count) {
 #endif
 }
 
-/* 2 to the power of x, for x up to 0, by minimax polynomials: to 7.5e-8 for floats, and to 7.5e-5
+/* 2 to the power of x, by minimax polynomials: to 7.5e-8 for floats, and to 7.5e-5
    for what is narrowed to bfloat16 (which rounds by 2e-3). */
 INLINE vf exp2_f32(vf x) {
-#if !defined(__AVX512F__)
+#if !defined(__AVX512DQ__)
     x = larger(x, splat(-200.0f));
 #endif
     const vf rest = fraction(x);
@@ -126,7 +128,7 @@ INLINE vf exp2_f32(vf x) {
 }
 
 INLINE vf exp2_bf16(vf x) {
-#if !defined(__AVX512F__)
+#if !defined(__AVX512DQ__)
     x = larger(x, splat(-200.0f));
 #endif
     const vf rest = fraction(x);
@@ -162,42 +164,7 @@ INLINE float silu(float x) {
     return x * (x < 0.0f ? fade : 1.0f) / (1.0f + fade);
 }
 
-/* Transpose `rows` lines of `columns` 32-bit units each: to[c * stride + r] = from[r][c]. */
-INLINE void transpose_slow(const uint32_t *const *from, int64_t rows, int64_t columns, uint32_t *to,
-                           int64_t stride) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < columns; c++) to[c * stride + r] = from[r][c];
-}
-
 #if defined(__AVX512F__)
-/* The same for 16 by 16 units, in registers. */
-INLINE void transpose_16(const uint32_t *const *from, int64_t column, uint32_t *to, int64_t stride) {
-    __m512i a[16], b[16];
-    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from[i] + column);
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
-        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
-        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        _mm512_storeu_si512(to + i * stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-        _mm512_storeu_si512(to + (i + 4) * stride, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88));
-        _mm512_storeu_si512(to + (i + 8) * stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
-        _mm512_storeu_si512(to + (i + 12) * stride, _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd));
-    }
-}
-
 /* The sums of the lanes of four vectors. */
 INLINE __m128 sums_of_four(__m512 a, __m512 b, __m512 c, __m512 d) {
     const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
