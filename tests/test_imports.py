@@ -74,7 +74,7 @@ ROWS = {
             "parallel",
         ),
         ("core",),
-        ("loading", "profiling"),
+        ("loading", "profiling", "parallel.follower", "parallel.worker"),
         ("engine", "__init__"),
         ("server",),
     ),

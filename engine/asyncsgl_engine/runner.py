@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.profiler import record_function
 
@@ -26,6 +29,13 @@ __all__ = ["ModelRunner"]
 _TRIED, _SPREAD = 12, 7919  # tokens, taken from all over the vocabulary
 
 
+Lead = Callable[[Plan], AbstractContextManager[None]]
+
+
+def _alone(_: Plan) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class ModelRunner:
     """Owns the model, the cache and everything else that lives on the device.
 
@@ -36,6 +46,8 @@ class ModelRunner:
         capture: records decoding steps where the configuration wants that; by default as CUDA
             graphs.
         library: compiled code, for models that it can compute as a whole.
+        lead: entered around each forward pass, so that the other tensor-parallel ranks, whose
+            runners `compute` what this one runs, do the same.
 
     Raises:
         ModelError: the model does not send its attention through transformers' interface.
@@ -48,6 +60,7 @@ class ModelRunner:
         attention: AttentionBackend | None = None,
         library: Library | None = None,
         capture: Capture | None = None,
+        lead: Lead = _alone,
     ) -> None:
         facts, device = model.facts, torch.device(config.device)
         attention = attention if attention is not None else TorchAttention()
@@ -72,6 +85,7 @@ class ModelRunner:
         )
         self._sampler = Sampler(slots, facts.vocab_size, device)
         self._images = ImageRows(device)
+        self._lead = lead
         self._requests: dict[int, Request] = {}
         self._limit = config.sequence_limit
         self._vocab = facts.vocab_size
@@ -92,14 +106,20 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, plan: Plan) -> ModelPass:
         """See `Runner`."""
-        self._cache.copy(plan.copies)
-        batch = self._inputs.build(plan, self._images.read(plan))
-        with record_function("asyncsgl::forward"):
-            logits = self._forward.forward(batch)
+        with self._lead(plan):
+            logits = self.compute(plan)
         for row in plan.rows:
             self._sampler.note(row.slot, row.tokens, row.start)
         requests = [self._requests[row.slot] for row in plan.rows]
         return ModelPass(plan, requests, logits, self._sampler)
+
+    @torch.inference_mode()
+    def compute(self, plan: Plan) -> torch.Tensor:
+        """The forward pass alone: logits of the rows that want any, (R, vocab)."""
+        self._cache.copy(plan.copies)
+        batch = self._inputs.build(plan, self._images.read(plan))
+        with record_function("asyncsgl::forward"):
+            return self._forward.forward(batch)
 
     @torch.inference_mode()
     def _try_out(self, forward: Forward) -> torch.Tensor:
