@@ -34,7 +34,9 @@ from transformers import (
 from asyncsgl_engine.attention import TorchAttention
 from asyncsgl_engine.config import DeviceFacts, EngineConfig, ModelFacts
 from asyncsgl_engine.errors import ConfigError, ModelError, RankFailed
+from asyncsgl_engine.model import wrap_model
 from asyncsgl_engine.parallel.group import Group, span
+from asyncsgl_engine.parallel.shards import divide
 from asyncsgl_engine.parallel.weights import draw
 from asyncsgl_engine.parallel.wire import Kind, PlanReader, pack_plan, receive, send
 from asyncsgl_engine.plan import PageCopy, Plan, Row
@@ -118,7 +120,7 @@ def test_parts_are_read_where_the_files_are_several(tmp_path: Path) -> None:
     assert len(files) > 2
     for folder in ("one", "many"):
         blueprint = draw(tmp_path / folder, torch.bfloat16, 2)
-        built = blueprint.build(Group(_Lonely(), 1, 2), CPU).module
+        built = blueprint.build(Group(lonely(), 1, 2), CPU).module
         expected = load_file(tmp_path / "one" / "model.safetensors")
         name = "model.layers.1.mlp.down_proj.weight"
         found = built.get_parameter(name)
@@ -133,12 +135,16 @@ class _Lonely:
         raise AssertionError(f"nothing is to be sent by {name} while a model is built")
 
 
+def lonely() -> Any:
+    return _Lonely()
+
+
 def test_files_of_another_model_are_refused(tmp_path: Path) -> None:
     save(MODELS["llama"](), tmp_path)
     config = LlamaConfig(**{**WIDE, "intermediate_size": 128})
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"\(96, 64\) in the files and \(128, 64\)"):
-        draw(tmp_path, torch.float32, 2).build(Group(_Lonely(), 0, 2), CPU)
+        draw(tmp_path, torch.float32, 2).build(Group(lonely(), 0, 2), CPU)
 
 
 @pytest.mark.parametrize(
@@ -169,14 +175,8 @@ def test_what_cannot_be_shared_is_refused_by_name(
 
 def test_an_unknown_style_is_refused_by_name(tmp_path: Path) -> None:
     config = LlamaConfig(**WIDE)
-    config.base_model_tp_plan = {
-        **config.base_model_tp_plan,
-        "layers.*.self_attn.q_proj": "sequence_parallel",
-    }
-    from asyncsgl_engine.model import wrap_model
-    from asyncsgl_engine.parallel.shards import divide
-
     model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.tp_plan = {**model.tp_plan, "model.layers.*.self_attn.q_proj": "sequence_parallel"}
     with pytest.raises(ConfigError, match=r"self_attn\.q_proj shared as 'sequence_parallel'"):
         divide(model, wrap_model(model).facts, 2)
 

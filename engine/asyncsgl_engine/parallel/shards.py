@@ -82,7 +82,7 @@ class Division:
         Returns:
             What was cut, by the names of the parameters.
         """
-        head = module.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head: Any = module.get_output_embeddings()  # type: ignore[no-untyped-call]
         cuts = dict(self._cuts(module, group, head))
         for name, cut in cuts.items():
             owner, _, own = name.rpartition(".")

@@ -94,8 +94,8 @@ class Start:
 def _check_machine(size: int, device: torch.device) -> None:
     if os.name != "posix":
         raise ConfigError("tp_size: the ranks talk over sockets that only POSIX systems have")
-    check_available(device)
     if device.type == "cuda" and (count := torch.cuda.device_count()) < size:
         raise ConfigError(
             f"tp_size: {size} ranks need {size} CUDA devices, and PyTorch sees {count} here"
         )
+    check_available(device)

@@ -65,8 +65,10 @@ class Blueprint:
         twins = _twins(module)
         with reading(self.path), ExitStack() as open_files:
             files = _Files(self.path, open_files)
-            names = {name: files.name_of(twins[name]) for name in twins}
-            if None not in names.values():
+            names = {
+                name: source for name in twins if (source := files.name_of(twins[name])) is not None
+            }
+            if len(names) == len(twins):
                 files.check(names, module)
                 cuts = self.division.apply(module, group)
                 _fill(module, cuts, files, names, device)
@@ -128,7 +130,7 @@ class _Files:
         """The first of these names that there is a tensor of."""
         return next((name for name in names if name in self._files), None)
 
-    def check(self, names: Mapping[str, str | None], module: nn.Module) -> None:
+    def check(self, names: Mapping[str, str], module: nn.Module) -> None:
         """See that the tensors have the shapes of a whole model's parameters.
 
         Raises:
@@ -177,15 +179,14 @@ def _fill(
     module: nn.Module,
     cuts: Mapping[str, Cut],
     files: _Files,
-    names: Mapping[str, str | None],
+    names: Mapping[str, str],
     device: torch.device,
 ) -> None:
     """Give the parameters their values; those that are the same share them."""
-    made: dict[tuple[str | None, Cut | None], nn.Parameter] = {}
+    made: dict[tuple[str, Cut | None], nn.Parameter] = {}
     for name, empty in list(module.named_parameters(remove_duplicate=False)):
         source, cut = names[name], cuts.get(name)
         if (source, cut) not in made:
-            assert source is not None
             value = files.read(source, cut).to(device, empty.dtype).contiguous()
             made[source, cut] = nn.Parameter(value, requires_grad=False)
         owner, _, own = name.rpartition(".")
