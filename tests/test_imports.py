@@ -36,6 +36,7 @@ ROWS = {
             "pages",
             "radix",
             "sharing",
+            "pattern_cost",
             "stops",
             "sequence",
             "scheduler",
