@@ -11,7 +11,6 @@ from .errors import (
     ModelError,
     Overloaded,
     PromptTooLong,
-    RankFailed,
     StepFailed,
 )
 from .request import Completion, Delta, Finish, Grammar, Request, Sampling, TokenLogprob
@@ -29,7 +28,6 @@ __all__ = [
     "ModelError",
     "Overloaded",
     "PromptTooLong",
-    "RankFailed",
     "Request",
     "Sampling",
     "StepFailed",

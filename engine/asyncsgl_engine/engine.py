@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from .config import EngineConfig, ProfileOptions, ResolvedConfig
 from .delivery import Ticket, deliver
-from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded, RankFailed
+from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded
 from .images import Prompt
 from .request import Completion, Delta, Request, Sampling, TokenLogprob
 from .statistics import Statistics
@@ -155,7 +155,6 @@ class AsyncEngine:
             InvalidRequest: it can never run here.
             Overloaded: the queue is full.
             StepFailed: the forward pass it was in failed.
-            RankFailed: a tensor-parallel rank failed, and the engine with it.
             Closed: the engine is shut down.
         """
         ticket = self._submit(request)
@@ -314,11 +313,9 @@ class AsyncEngine:
         return self._ready().config
 
     def _ready(self) -> Loaded:
-        loaded = self._loaded
-        if loaded is None:
-            self._refuse_if_closed()
+        if self._loaded is None:
             raise EngineError("the engine is not started: await engine.start() first")
-        return loaded
+        return self._loaded
 
     def _refuse_if_closed(self) -> None:
         if self._fault is not None:
@@ -382,7 +379,7 @@ class AsyncEngine:
             # Imported here: it brings torch and transformers, which takes seconds.
             from .loading import load
 
-            loaded = load(self._asked, progress or _ignore, self._lose_rank)
+            loaded = load(self._asked, progress or _ignore)
         except Exception as error:  # noqa: BLE001 - handed to the callers of start
             with self._lock:
                 self._started = None
@@ -394,31 +391,19 @@ class AsyncEngine:
         try:
             while self._turn(loaded):
                 pass
-        except RankFailed as error:
-            self._fault = error
         except Exception as error:  # noqa: BLE001 - handed to all requests
             fault = InternalError(f"the engine's thread failed: {error!r}")
             fault.__cause__ = error
             self._fault = fault
         self._end(loaded)
 
-    @property
-    def _ends(self) -> bool:
-        return self._closing or self._fault is not None
-
-    def _lose_rank(self, fault: RankFailed) -> None:
-        """A tensor-parallel rank ended, perhaps while nothing was to be done."""
-        with self._lock:
-            self._fault = fault
-            self._lock.notify()
-
     def _turn(self, loaded: Loaded) -> bool:
         """Wait for work and do one step of it; False when it is time to end."""
         core = loaded.core
         with self._lock:
-            while not (self._inbox or core.busy or self._when_idle or self._ends):
+            while not (self._inbox or core.busy or self._when_idle or self._closing):
                 self._lock.wait()
-            if self._ends:
+            if self._closing:
                 return False
             inbox, self._inbox = self._inbox, _Inbox()
         deltas = core.step(inbox.new.values(), inbox.left | inbox.aborted)
@@ -460,8 +445,6 @@ class AsyncEngine:
         loaded.constraints.close()
         if not isinstance(loaded.images, str):
             loaded.images.close()
-        if loaded.ranks is not None:
-            loaded.ranks.close()
         if self._profile is not None:
             self._profile.drop()
         self._loaded = None

@@ -1,24 +1,31 @@
-"""Changes logits before a token is drawn: penalties, biases, forbidden tokens, grammars."""
+"""Changes logits before a token is drawn: penalties, biases, tokens that may not come yet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from .plan import Mask, Seat
-from .transfer import upload
+from .plan import Row, Seat
+from .transfer import upload, upload_all
 
-__all__ = ["LogitEditor", "refused_tokens"]
+__all__ = ["LogitEditor"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Place = tuple[torch.Tensor, torch.Tensor]
+
+_FIRST_ROOM = 256  # tokens
 
 
 class LogitEditor:
-    """Each slot's token counts and biases.
+    """Each slot's penalties, biases and forbidden tokens.
+
+    All of them concern few of a row's logits: those of tokens seen before, or named in the
+    request. So only these are read and written, whatever the size of the vocabulary.
 
     Args:
         slots: `max_running_requests`.
@@ -27,19 +34,16 @@ class LogitEditor:
     """
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
-        self._slots, self._vocab, self._device = slots, vocab_size, device
+        self._device = device
+        self._seen = _Seen(slots, vocab_size, device)
         self._penalised = np.zeros(slots, dtype=np.bool_)
         self._frequency = np.zeros(slots, dtype=np.float32)
         self._presence = np.zeros(slots, dtype=np.float32)
         self._repetition = np.ones(slots, dtype=np.float32)
         self._least = np.zeros(slots, dtype=np.int64)
         self._biased = np.zeros(slots, dtype=np.bool_)
-        self._noted = np.zeros(slots, dtype=np.int64)
-        self._biases: dict[int, tuple[Ints, Floats]] = {}
-        self._stops: dict[int, Ints] = {}
-        # Made when the first penalty is asked for: [slots, vocab] each.
-        self._seen: torch.Tensor | None = None
-        self._counts: torch.Tensor | None = None
+        self._biases = _Additions(device)
+        self._bans = _Additions(device)
 
     def seat(self, seat: Seat) -> None:
         """Take over a sequence's settings and tokens for a slot."""
@@ -49,128 +53,202 @@ class LogitEditor:
         self._presence[slot] = sampling.presence_penalty
         self._repetition[slot] = sampling.repetition_penalty
         self._least[slot] = sampling.min_new_tokens
-        self._stops[slot] = np.array(seat.stop_ids, dtype=np.int64)
         self._biased[slot] = bool(sampling.logit_bias)
-        self._biases[slot] = (
-            np.array([token for token, _ in sampling.logit_bias], dtype=np.int64),
-            np.array([bias for _, bias in sampling.logit_bias], dtype=np.float32),
-        )
+        if sampling.min_new_tokens:
+            stops = np.array(seat.stop_ids, dtype=np.int64)
+            self._bans.set(slot, stops, np.full(len(stops), -np.inf, dtype=np.float32))
+        if sampling.logit_bias:
+            self._biases.set(slot, *_sums(sampling.logit_bias))
         if sampling.penalised:
             prompt = len(seat.request.prompt_ids)
-            seen, counts = self._tables()
-            seen[slot].zero_()
-            counts[slot].zero_()
-            seen[slot, self._tensor(np.array(seat.tokens[:prompt], dtype=np.int64))] = True
-            self._noted[slot] = prompt
-            self.note(slot, seat.tokens[prompt:], prompt)
+            self._seen.restart(slot, seat.tokens[:prompt])
+            self._seen.add(slot, seat.tokens[prompt:], prompt)
 
-    def note(self, slot: int, tokens: Sequence[int], start: int) -> None:
-        """Count tokens of a slot's output that were not counted yet."""
-        if not self._penalised[slot]:
+    def note(self, rows: Sequence[Row]) -> None:
+        """Count the tokens of these rows that were not counted yet."""
+        if not self._penalised.any():
             return
-        new = tokens[max(int(self._noted[slot]) - start, 0) :]
-        if not new:
-            return
-        self._noted[slot] = start + len(tokens)
-        seen, counts = self._tables()
-        ids = self._tensor(np.array(new, dtype=np.int64))
-        seen[slot, ids] = True
-        counts[slot].index_add_(0, ids, torch.ones(len(new), device=self._device))
+        slots = np.fromiter((row.slot for row in rows), np.int64, len(rows))
+        ends = np.fromiter((row.start + len(row.tokens) for row in rows), np.int64, len(rows))
+        behind = self._penalised[slots] & (self._seen.counted[slots] < ends)
+        # Only tokens that were not drawn here: a prompt's are counted when it is seated.
+        for row in np.flatnonzero(behind).tolist():
+            self._seen.add(rows[row].slot, rows[row].tokens, rows[row].start)
+
+    def take(self, seats: Ints, lengths: Ints, tokens: torch.Tensor) -> None:
+        """Count tokens that were just drawn, without waiting for the device.
+
+        Args:
+            seats: slots they were drawn for.
+            lengths: tokens of each one's sequence before.
+            tokens: (R,), on the device.
+        """
+        rows = np.flatnonzero(self._penalised[seats])
+        if len(rows):
+            self._seen.take(seats[rows], lengths[rows], tokens[upload(rows, self._device)])
 
     def concerns(self, seats: Ints, made: Ints) -> bool:
-        """Whether any of these rows needs its logits changed."""
+        """Whether any of these rows needs its logits changed.
+
+        Args:
+            seats: slot of each row.
+            made: output tokens of each row so far.
+        """
         return bool(
             self._penalised[seats].any()
             or self._biased[seats].any()
             or (made < self._least[seats]).any()
         )
 
-    def edit(
-        self, logits: torch.Tensor, seats: Ints, made: Ints, mask: Mask | None
-    ) -> torch.Tensor:
-        """Give changed logits as float32; see `Sampler.draw` for the arguments.
+    @contextmanager
+    def edited(self, logits: torch.Tensor, seats: Ints, made: Ints) -> Iterator[torch.Tensor]:
+        """Changed logits, as float32, for as long as the block lasts.
 
         Args:
+            logits: (R, vocab), any float type; float32 ones are changed where they lie, and put
+                back in the end.
+            seats: slot of each row.
             made: output tokens of each row so far.
         """
-        logits = logits.to(torch.float32, copy=True)
-        self._penalise(logits, seats)
-        biased = np.flatnonzero(self._biased[seats])
-        if len(biased):
-            self._add_sparse(logits, biased, {int(row): self._biases[seats[row]] for row in biased})
-        early = np.flatnonzero(made < self._least[seats])
-        if len(early):
-            banned = {int(row): self._ban(int(seats[row])) for row in early}
-            self._add_sparse(logits, early, banned)
-        if mask is not None:
-            self._restrict(logits, mask)
-        return logits
+        logits = logits.float()
+        undo: list[tuple[Place, torch.Tensor]] = []
+        try:
+            penalised = np.flatnonzero(self._penalised[seats])
+            if len(penalised):
+                undo.append(self._penalise(logits, penalised, seats[penalised]))
+            for concerned, additions in (
+                (self._biased[seats], self._biases),
+                (made < self._least[seats], self._bans),
+            ):
+                rows = np.flatnonzero(concerned)
+                if len(rows):
+                    place, values = additions.of(rows, seats[rows])
+                    before = logits[place]
+                    undo.append((place, before))
+                    logits[place] = before + values
+            yield logits
+        finally:
+            for place, before in reversed(undo):
+                logits[place] = before
 
-    def _ban(self, slot: int) -> tuple[Ints, Floats]:
-        stops = self._stops[slot]
-        return stops, np.full(len(stops), -np.inf, dtype=np.float32)
-
-    def _penalise(self, logits: torch.Tensor, seats: Ints) -> None:
-        rows = np.flatnonzero(self._penalised[seats])
-        if not len(rows):
-            return
-        slots = seats[rows]
-        seen_table, count_table = self._tables()
-        index, where = self._tensor(rows), self._tensor(slots)
-        part, counts = logits[index], count_table[where]
-        repetition = self._column(self._repetition[slots])
-        harder = torch.where(part < 0, part * repetition, part / repetition)
-        part = torch.where(seen_table[where], harder, part)
-        part -= counts * self._column(self._frequency[slots])
-        part -= (counts > 0) * self._column(self._presence[slots])
-        logits[index] = part
-
-    def _add_sparse(
-        self, logits: torch.Tensor, rows: Ints, values: Mapping[int, tuple[Ints, Floats]]
-    ) -> None:
-        ids = np.concatenate([values[int(row)][0] for row in rows])
-        added = np.concatenate([values[int(row)][1] for row in rows])
-        lines = np.repeat(rows, [len(values[int(row)][0]) for row in rows])
-        place = (self._tensor(lines), self._tensor(ids))
-        logits.index_put_(place, self._tensor(added), accumulate=True)
-
-    def _restrict(self, logits: torch.Tensor, mask: Mask) -> None:
-        refused = self._refused(mask)[:, : self._vocab]
-        columns = refused.shape[1]
-        index = self._tensor(np.array(mask.rows, dtype=np.int64))
-        part = logits[index]
-        part[:, :columns].masked_fill_(refused, -torch.inf)
-        part[:, columns:] = -torch.inf
-        logits[index] = part
-
-    def _refused(self, mask: Mask) -> torch.Tensor:
-        if self._device.type != "cpu":
-            return refused_tokens(self._tensor(mask.bits))
-        allowed = np.unpackbits(mask.bits.view(np.uint8), axis=1, bitorder="little")
-        return torch.from_numpy(allowed) == 0
-
-    def _column(self, values: Floats) -> torch.Tensor:
-        return self._tensor(values)[:, None]
-
-    def _tensor(self, values: npt.NDArray[np.generic]) -> torch.Tensor:
-        return upload(values, self._device)
-
-    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._seen is None or self._counts is None:
-            shape = (self._slots, self._vocab)
-            self._seen = torch.zeros(shape, dtype=torch.bool, device=self._device)
-            self._counts = torch.zeros(shape, dtype=torch.float32, device=self._device)
-        return self._seen, self._counts
+    def _penalise(
+        self, logits: torch.Tensor, rows: Ints, slots: Ints
+    ) -> tuple[Place, torch.Tensor]:
+        settings = (self._frequency[slots], self._presence[slots], self._repetition[slots])
+        sent = upload_all([rows, slots, *settings], self._device)
+        lines, where, frequency, presence, repetition = (column[:, None] for column in sent)
+        ids, counts = self._seen.of(where, int(self._seen.filled[slots].max()))
+        before = logits[lines, ids]
+        changed = torch.where(before < 0, before * repetition, before / repetition)
+        changed -= counts * frequency
+        changed -= (counts > 0) * presence
+        logits[lines, ids] = changed
+        return (lines, ids), before
 
 
-def refused_tokens(bits: torch.Tensor) -> torch.Tensor:
-    """Unpack a mask where it lies: a thirty-second of the bytes goes to the device.
+class _Seen:
+    """Which tokens each slot's sequence has, and how often each is in its output.
 
-    Args:
-        bits: (rows, words), int32, as `Mask.bits`.
+    A line lists the tokens in any order, some of them several times; places that are not filled
+    repeat the first. Who changes the logits of all that are listed changes each in the same way.
 
-    Returns:
-        (rows, 32 * words), True where a token is not allowed.
+    Attributes:
+        filled: places in use, of each slot.
+        counted: tokens of the sequence that are counted, of each slot.
     """
-    places = torch.arange(32, dtype=bits.dtype, device=bits.device)
-    return ((bits[:, :, None] >> places) & 1 == 0).flatten(1)
+
+    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+        self._slots, self._vocab, self._device = slots, vocab_size, device
+        self.filled = np.zeros(slots, dtype=np.int64)
+        self.counted = np.zeros(slots, dtype=np.int64)
+        # Made when the first penalty is asked for: [slots, room] and [slots, vocab].
+        self._ids = torch.empty((slots, 0), dtype=torch.int64, device=device)
+        self._counts = torch.empty(0, device=device)
+
+    def restart(self, slot: int, prompt: Sequence[int]) -> None:
+        """Forget a slot's tokens, and take a prompt's, at least one."""
+        if not len(self._counts):
+            self._counts = torch.zeros((self._slots, self._vocab), device=self._device)
+        self._counts[slot].zero_()
+        ids = np.unique(np.array(prompt, dtype=np.int64))
+        self._make_room(len(ids))
+        self._ids[slot].fill_(int(ids[0]))
+        self._ids[slot, : len(ids)] = upload(ids, self._device)
+        self.filled[slot], self.counted[slot] = len(ids), len(prompt)
+
+    def add(self, slot: int, tokens: Sequence[int], start: int) -> None:
+        """Count those of a slot's output tokens from position `start` on that are new."""
+        new = tokens[max(int(self.counted[slot]) - start, 0) :]
+        if not new:
+            return
+        begin, end = int(self.filled[slot]), int(self.filled[slot]) + len(new)
+        self._make_room(end)
+        ids = upload(np.array(new, dtype=np.int64), self._device)
+        self._ids[slot, begin:end] = ids
+        self._counts[slot].index_add_(0, ids, torch.ones(len(new), device=self._device))
+        self.filled[slot], self.counted[slot] = end, start + len(tokens)
+
+    def take(self, slots: Ints, lengths: Ints, tokens: torch.Tensor) -> None:
+        """Count a token for each of these slots, whose sequences had so many before."""
+        places = self.filled[slots]
+        self._make_room(int(places.max()) + 1)
+        lines, columns = upload_all([slots, places], self._device)
+        self._ids[lines, columns] = tokens
+        self._counts[lines, tokens] += 1.0
+        self.filled[slots] += 1
+        self.counted[slots] = lengths + 1
+
+    def of(self, slots: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of some slots, and how often each is in the output.
+
+        Args:
+            slots: (n, 1).
+            width: the most places that any of them has filled.
+        """
+        ids = self._ids[slots[:, 0], :width]
+        return ids, self._counts[slots, ids]
+
+    def _make_room(self, width: int) -> None:
+        room = self._ids.shape[1]
+        if width > room:
+            wider = max(width, 2 * room, _FIRST_ROOM)
+            ids = self._ids.new_zeros((self._slots, wider))
+            if room:
+                ids[:, :room] = self._ids
+                ids[:, room:] = self._ids[:, :1]
+            self._ids = ids
+
+
+class _Additions:
+    """What is added to single logits of each slot; sent to the device when the rows change."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._values: dict[int, tuple[Ints, Floats]] = {}
+        self._sent: tuple[tuple[list[int], list[int]], tuple[Place, torch.Tensor]] | None = None
+
+    def set(self, slot: int, ids: Ints, values: Floats) -> None:
+        """Replace a slot's; no token twice."""
+        self._values[slot] = ids, values
+        self._sent = None
+
+    def of(self, rows: Ints, slots: Ints) -> tuple[Place, torch.Tensor]:
+        """Where in the logits, and how much, for rows of these slots."""
+        wanted = rows.tolist(), slots.tolist()
+        if self._sent is None or self._sent[0] != wanted:
+            parts = [self._values[slot] for slot in wanted[1]]
+            lines = np.repeat(rows, [len(ids) for ids, _ in parts])
+            ids = np.concatenate([ids for ids, _ in parts])
+            values = np.concatenate([values for _, values in parts])
+            at, column, added = upload_all([lines, ids, values], self._device)
+            self._sent = wanted, ((at, column), added)
+        return self._sent[1]
+
+
+def _sums(pairs: Sequence[tuple[int, float]]) -> tuple[Ints, Floats]:
+    """Each token once, with the sum of its biases."""
+    tokens = np.array([token for token, _ in pairs], dtype=np.int64)
+    ids, places = np.unique(tokens, return_inverse=True)
+    values = np.zeros(len(ids), dtype=np.float32)
+    np.add.at(values, places, np.array([bias for _, bias in pairs], dtype=np.float32))
+    return ids, values

@@ -3,85 +3,140 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from .request import TokenLogprob
-from .transfer import upload
+from .request import Request, TokenLogprob
+from .transfer import upload, upload_all
 
-__all__ = ["Measured", "measure", "word"]
+__all__ = ["Describer", "LogprobReporter", "Report", "TorchDescriber"]
 
 _ROWS_AT_ONCE = 64
 
-
-class Measured(NamedTuple):
-    """What is reported of R positions, where it was computed.
-
-    Args:
-        own: of the token that stands there, (R,).
-        best_ids: the most probable tokens, (R, top).
-        best: theirs.
-        chosen: of the tokens asked for, (R, ids).
-    """
-
-    own: torch.Tensor
-    best_ids: torch.Tensor
-    best: torch.Tensor
-    chosen: torch.Tensor
+Ints = npt.NDArray[np.int64]
+Listed = tuple[tuple[int, float], ...]
 
 
-def measure(logits: torch.Tensor, tokens: torch.Tensor, top: int, ids: Sequence[int]) -> Measured:
-    """Compute log-probabilities, without waiting for the device.
+class Describer(Protocol):
+    """Computes what log-probabilities are made of."""
 
-    Args:
-        logits: (R, vocab), as the model gave them.
-        tokens: the token that stands at each position, int64 (R,), on the same device.
-        top: how many of the most probable tokens to list.
-        ids: tokens to list besides.
-    """
-    columns = upload(np.array(ids, dtype=np.int64), logits.device)
-    parts = []
-    for begin in range(0, len(tokens), _ROWS_AT_ONCE):
-        end = begin + _ROWS_AT_ONCE
-        parts.append(_measure(logits[begin:end].float(), tokens[begin:end], top, columns))
-    if len(parts) == 1:
-        return parts[0]
-    return Measured(*(torch.cat(some) for some in zip(*parts, strict=True)))
+    def describe(
+        self, logits: torch.Tensor, rows: Ints, top: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Look at the distributions of P positions.
 
+        Args:
+            logits: (R, vocab), any float type.
+            rows: of the logits, of each position.
+            top: how many of the best tokens are wanted, at most the vocabulary.
 
-def _measure(
-    logits: torch.Tensor, tokens: torch.Tensor, top: int, columns: torch.Tensor
-) -> Measured:
-    total = logits.logsumexp(-1, keepdim=True)
-    values, places = logits.topk(min(top, logits.shape[1]), dim=-1)
-    return Measured(
-        own=(logits.gather(1, tokens[:, None]) - total)[:, 0],
-        best_ids=places,
-        best=values - total,
-        chosen=logits[:, columns] - total,
-    )
+        Returns:
+            The logarithm of each one's sum of exponentials, (P,), and its best tokens, best
+            first, int64 (P, top).
+        """
+        ...
 
 
-def word(measured: Measured, tokens: Sequence[int], ids: Sequence[int]) -> list[TokenLogprob]:
-    """Report on one position after another.
+class TorchDescriber:
+    """For every device and type."""
+
+    def describe(
+        self, logits: torch.Tensor, rows: Ints, top: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Describer`."""
+        totals, best = [], []
+        for index in torch.split(upload(rows, logits.device), _ROWS_AT_ONCE):
+            part = logits.index_select(0, index).float()
+            totals.append(part.logsumexp(-1))
+            best.append(part.topk(top, dim=-1).indices)
+        return torch.cat(totals), torch.cat(best)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Log-probabilities of P positions, where they were computed.
 
     Args:
-        measured: on the CPU.
-        tokens: the token that stands at each position.
-        ids: as they were asked for.
+        tops: how many of the best tokens each position lists; (P,).
+        named: the tokens that each position lists besides.
+        tensors: what `entries` needs: the token that stands at each position and its
+            log-probability, (P,) each; the best tokens and theirs, (P, most of `tops`) each; and
+            those of the named tokens, one position's after the other's.
     """
-    own: list[float] = measured.own.tolist()
-    best_ids: list[list[int]] = measured.best_ids.tolist()
-    best: list[list[float]] = measured.best.tolist()
-    chosen: list[list[float]] = measured.chosen.tolist()
-    return [
-        TokenLogprob(
-            token,
-            own[row],
-            tuple(zip(best_ids[row], best[row], strict=True)),
-            tuple(zip(ids, chosen[row], strict=True)),
-        )
-        for row, token in enumerate(tokens)
-    ]
+
+    tops: Sequence[int]
+    named: Sequence[Sequence[int]]
+    tensors: tuple[torch.Tensor, ...]
+
+    def entries(self, tensors: Sequence[torch.Tensor]) -> list[TokenLogprob]:
+        """One for each position.
+
+        Args:
+            tensors: this report's, on the CPU.
+        """
+        tokens, own, best, of_best, of_named = (tensor.tolist() for tensor in tensors)
+        tops: list[Listed] = [()] * len(tokens)
+        if any(self.tops):
+            lines = zip(best, of_best, self.tops, strict=True)
+            tops = [tuple(zip(ids[:top], values, strict=False)) for ids, values, top in lines]
+        named: list[Listed] = [()] * len(tokens)
+        if of_named:
+            values = iter(of_named)
+            # The ids end first, so that no value is lost to the next position.
+            named = [tuple(zip(ids, values, strict=False)) for ids in self.named]
+        return list(map(TokenLogprob, tokens, own, tops, named))
+
+
+class LogprobReporter:
+    """Knows what each slot's request wants to know.
+
+    Args:
+        slots: `max_running_requests`.
+        vocab_size: columns of the logits.
+        describer: computes; with PyTorch's operators by default.
+    """
+
+    def __init__(self, slots: int, vocab_size: int, describer: Describer | None = None) -> None:
+        self._vocab = vocab_size
+        self._describer = describer if describer is not None else TorchDescriber()
+        self._wanted = np.zeros(slots, dtype=np.bool_)
+        self._top = np.zeros(slots, dtype=np.int64)
+        self._named: list[tuple[int, ...]] = [()] * slots
+
+    def seat(self, slot: int, request: Request) -> None:
+        """Take over what a request wants."""
+        self._wanted[slot] = request.return_logprob
+        self._top[slot] = min(request.top_logprobs_num, self._vocab)
+        self._named[slot] = request.token_ids_logprob
+
+    def wanted(self, slots: Sequence[int]) -> Ints:
+        """Which of these rows want their drawn tokens described."""
+        return np.flatnonzero(self._wanted[np.asarray(slots, dtype=np.int64)])
+
+    def report(
+        self, logits: torch.Tensor, rows: Ints, slots: Sequence[int], tokens: torch.Tensor
+    ) -> Report:
+        """Describe the tokens of P positions, without waiting for the device.
+
+        Args:
+            logits: (R, vocab), as the model gave them.
+            rows: of the logits, of each position.
+            slots: whose position each is.
+            tokens: that stands at each; int64, where the logits are.
+        """
+        tops = self._top[np.asarray(slots, dtype=np.int64)]
+        named = [self._named[slot] for slot in slots]
+        counts = np.fromiter(map(len, named), np.int64, len(named))
+        ids = np.fromiter((token for some in named for token in some), np.int64, counts.sum())
+        lines = np.repeat(np.arange(len(rows)), counts)
+        index, at, columns = upload_all([rows, lines, ids], logits.device)
+        totals, best = self._describer.describe(logits, rows, int(tops.max(initial=0)))
+        own = logits[index, tokens] - totals
+        of_best = logits[index[:, None], best] - totals[:, None]
+        of_named = logits[index[at], columns] - totals[at]
+        parts = (own.float(), best, of_best.float(), of_named.float())
+        return Report(tops.tolist(), named, (tokens, *parts))

@@ -49,8 +49,7 @@ def lower(
     """
     module = ModuleForward(model, cache, attention)
     expected = probe(module)
-    # Compiled code does not add up what the ranks have.
-    weights = read_weights(model.module) if config.tp_size == 1 else None
+    weights = read_weights(model.module)
     decoder: Forward
     if weights is None:
         return module

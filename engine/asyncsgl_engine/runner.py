@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch.profiler import record_function
 
@@ -15,25 +12,18 @@ from .graphs import Capture, CudaGraphs, StaticInputs, capture_all, ladder
 from .image_rows import ImageRows
 from .inputs import InputBuilder
 from .kv_cache import KVCache
+from .logprobs import LogprobReporter
 from .lowering import lower
 from .model import LoadedModel
 from .model_pass import ModelPass
-from .native import Library
+from .native import Library, NativeSampling
 from .plan import Plan, Row, Seat
-from .request import Request
 from .sampler import Sampler
 
 __all__ = ["ModelRunner"]
 
 
 _TRIED, _SPREAD = 12, 7919  # tokens, taken from all over the vocabulary
-
-
-Lead = Callable[[Plan], AbstractContextManager[None]]
-
-
-def _alone(_: Plan) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 class ModelRunner:
@@ -46,8 +36,6 @@ class ModelRunner:
         capture: records decoding steps where the configuration wants that; by default as CUDA
             graphs.
         library: compiled code, for models that it can compute as a whole.
-        lead: entered around each forward pass, so that the other tensor-parallel ranks, whose
-            runners `compute` what this one runs, do the same.
 
     Raises:
         ModelError: the model does not send its attention through transformers' interface.
@@ -60,7 +48,6 @@ class ModelRunner:
         attention: AttentionBackend | None = None,
         library: Library | None = None,
         capture: Capture | None = None,
-        lead: Lead = _alone,
     ) -> None:
         facts, device = model.facts, torch.device(config.device)
         attention = attention if attention is not None else TorchAttention()
@@ -83,10 +70,12 @@ class ModelRunner:
             device,
             attention.needs_tables,
         )
-        self._sampler = Sampler(slots, facts.vocab_size, device)
         self._images = ImageRows(device)
-        self._lead = lead
-        self._requests: dict[int, Request] = {}
+        sampling = None
+        if library is not None and device.type == "cpu":
+            sampling = NativeSampling(library, config.num_threads)
+        self._sampler = Sampler(slots, facts.vocab_size, device, sampling)
+        self._reporter = LogprobReporter(slots, facts.vocab_size, sampling)
         self._limit = config.sequence_limit
         self._vocab = facts.vocab_size
         forward = lower(model, self._cache, attention, config, library, self._try_out)
@@ -99,27 +88,19 @@ class ModelRunner:
 
     def seat(self, seat: Seat) -> None:
         """Take over a sequence that got a slot."""
-        self._requests[seat.slot] = seat.request
         self._images.seat(seat.slot, seat.request.images)
         self._sampler.seat(seat)
+        self._reporter.seat(seat.slot, seat.request)
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> ModelPass:
         """See `Runner`."""
-        with self._lead(plan):
-            logits = self.compute(plan)
-        for row in plan.rows:
-            self._sampler.note(row.slot, row.tokens, row.start)
-        requests = [self._requests[row.slot] for row in plan.rows]
-        return ModelPass(plan, requests, logits, self._sampler)
-
-    @torch.inference_mode()
-    def compute(self, plan: Plan) -> torch.Tensor:
-        """The forward pass alone: logits of the rows that want any, (R, vocab)."""
         self._cache.copy(plan.copies)
         batch = self._inputs.build(plan, self._images.read(plan))
         with record_function("asyncsgl::forward"):
-            return self._forward.forward(batch)
+            logits = self._forward.forward(batch)
+        self._sampler.note(plan.rows)
+        return ModelPass(plan, logits, self._sampler, self._reporter)
 
     @torch.inference_mode()
     def _try_out(self, forward: Forward) -> torch.Tensor:

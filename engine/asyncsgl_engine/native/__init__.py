@@ -5,6 +5,7 @@ from __future__ import annotations
 from .attention import NativeAttention
 from .build import Library, build_library
 from .decoder import NativeDecoder
+from .sampling import NativeSampling
 from .weights import DecoderWeights, read_weights
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Library",
     "NativeAttention",
     "NativeDecoder",
+    "NativeSampling",
     "build_library",
     "read_weights",
 ]

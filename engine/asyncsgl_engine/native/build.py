@@ -44,9 +44,10 @@ class Library:
         count.restype = ctypes.c_int64
         self.tile_columns: int = count()
 
-    def function(self, name: str, dtype: torch.dtype) -> ctypes._NamedFuncPointer:
-        """A function of the library for one element type."""
-        function: ctypes._NamedFuncPointer = getattr(self._library, f"{name}_{SUFFIXES[dtype]}")
+    def function(self, name: str, dtype: torch.dtype | None = None) -> ctypes._NamedFuncPointer:
+        """A function of the library, for one element type where it has one for each."""
+        whole = name if dtype is None else f"{name}_{SUFFIXES[dtype]}"
+        function: ctypes._NamedFuncPointer = getattr(self._library, whole)
         return function
 
 

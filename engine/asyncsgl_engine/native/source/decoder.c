@@ -59,4 +59,6 @@ static int64_t list_tasks(const Step *step, int64_t kv_heads, int64_t group, Tas
 #include "attention.h"
 #include "decoder.h"
 
+#include "sampling.h"
+
 int64_t asyncsgl_tile_columns(void) { return TILE_COLUMNS; }
