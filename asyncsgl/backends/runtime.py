@@ -95,7 +95,8 @@ class Runtime(Backend):
         tokenizer_path: another place for the tokenizer.
         host: the address to serve HTTP on, where it serves.
         port: the port to serve HTTP on, besides programs; 0 takes a free one, None serves none.
-        tp_size: how many GPUs share the model's tensors.
+        tp_size: how many processes share the model's tensors, each on a GPU of its own or, on
+            processors, with its share of the cores.
         log_level: of the server's log.
         launch_timeout: seconds that loading may take.
         progress: called with a stage and a fraction while the model loads.
@@ -126,8 +127,6 @@ class Runtime(Backend):
         server_settings: Mapping[str, object] | None = None,
         **engine_config: Any,
     ) -> None:
-        if tp_size != 1:
-            raise UnsupportedFeature(self.name, f"tp_size={tp_size}", "use tp_size=1")
         if launch_timeout <= 0:
             raise InvalidArgument("launch_timeout", f"must be above 0, got {launch_timeout!r}")
         self.model_path = model_path
@@ -137,7 +136,10 @@ class Runtime(Backend):
         self._progress = progress
         try:
             config = EngineConfig(
-                model_path=model_path, tokenizer_path=tokenizer_path, **engine_config
+                model_path=model_path,
+                tokenizer_path=tokenizer_path,
+                tp_size=tp_size,
+                **engine_config,
             )
         except ConfigError as error:
             raise InvalidArgument("engine_config", str(error)) from error

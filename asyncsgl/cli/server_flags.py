@@ -61,8 +61,8 @@ def _server(
     return Flag(name, kind, default, text, panel, "server", (), variable)
 
 
-def _job(name: str, kind: Any, default: Any, text: str, panel: str, *also: str) -> Flag:
-    return Flag(name, kind, default, text, panel, "job", also)
+def _job(name: str, kind: Any, default: Any, text: str, panel: str) -> Flag:
+    return Flag(name, kind, default, text, panel, "job")
 
 
 FLAGS: tuple[Flag, ...] = (
@@ -116,9 +116,14 @@ FLAGS: tuple[Flag, ...] = (
     _engine("tokenizer_path", str, None, "Another place for the tokenizer."),
     _engine("dtype", str, "auto", "auto, float32, bfloat16 or float16."),
     _engine("device", str, "auto", "auto, cpu or cuda."),
-    _job(
-        "tp_size", int, 1, "GPUs that share the model.", _ENGINE, "--tensor-parallel-size", "--tp"
+    _engine(
+        "tp_size",
+        int,
+        1,
+        "Processes that share the model, each with a GPU where there are GPUs.",
+        also=("--tensor-parallel-size", "--tp"),
     ),
+    _engine("watchdog_timeout", float, 300.0, "Seconds a step of theirs may take."),
     _engine("page_size", int, 16, "Tokens in a page of the cache."),
     _engine("max_total_tokens", int, None, "Tokens the cache holds."),
     _engine("mem_fraction_static", float, None, "Share of free memory for the cache."),

@@ -29,7 +29,6 @@ class ServerJob:
         server: settings of the server, by their names.
         host: the interface.
         port: 0 takes a free one.
-        tp_size: how many GPUs share the model's tensors.
         log_level: of the server's log.
         drain_limit: seconds that running requests get at the end.
         batches: whether to keep files and batches.
@@ -39,7 +38,6 @@ class ServerJob:
     server: dict[str, Any] = field(repr=False)  # keys are among them
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
-    tp_size: int = 1
     log_level: str = "info"
     drain_limit: float = 30.0
     batches: bool = True
@@ -54,8 +52,6 @@ class ServerJob:
             InvalidArgument: a setting is out of its range, or the address is in use.
             MissingDependency: the extras are not installed.
         """
-        if self.tp_size != 1:
-            raise UnsupportedFeature("the server", f"tp_size={self.tp_size}", "use tp_size=1")
         for name in ("allow_local_media", "allow_media_domains"):
             if self.server.get(name):
                 raise UnsupportedFeature("the server", name, "its models read text only")

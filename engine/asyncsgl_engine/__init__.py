@@ -11,6 +11,7 @@ from .errors import (
     ModelError,
     Overloaded,
     PromptTooLong,
+    RankFailed,
     StepFailed,
 )
 from .request import Completion, Delta, Finish, Grammar, Request, Sampling, TokenLogprob
@@ -28,6 +29,7 @@ __all__ = [
     "ModelError",
     "Overloaded",
     "PromptTooLong",
+    "RankFailed",
     "Request",
     "Sampling",
     "StepFailed",

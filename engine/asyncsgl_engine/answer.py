@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
+from contextlib import suppress
 from typing import Literal, Protocol
 
 import regex
 
+from .errors import InvalidRequest
 from .request import Delta, Finish, TokenLogprob
 from .sequence import Sequence
 from .stops import StopMatcher
@@ -177,7 +179,8 @@ class Answer:
             # What a half character leaves at the end may complete a stop string too.
             tail = self._decoder.flush()
             armed = self.sequence.output_tokens >= self.sequence.request.sampling.min_new_tokens
-            self._text.append(self._matcher.push(tail, armed))
+            with suppress(InvalidRequest):  # the end is there, whatever a pattern takes
+                self._text.append(self._matcher.push(tail, armed))
             self._text.append(self._matcher.flush())
 
     def _finish(self, reason: Reason, now: float) -> Finish:

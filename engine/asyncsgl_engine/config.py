@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .errors import ConfigError
@@ -45,6 +45,26 @@ class ModelFacts:
     vocab_size: int
     context_length: int
     weight_dtype: str
+
+    def shard(self, size: int) -> ModelFacts:
+        """What one of `size` tensor-parallel ranks holds of the model's heads.
+
+        Key/value heads that are fewer than the ranks are held by several of them.
+
+        Raises:
+            ConfigError: the heads cannot be divided so.
+        """
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        if heads % size:
+            raise ConfigError(
+                f"tp_size: {size} does not divide {heads} attention heads of {self.architecture}"
+            )
+        if kv_heads % size and size % kv_heads:
+            raise ConfigError(
+                f"tp_size: {size} neither divides the {kv_heads} key/value heads of "
+                f"{self.architecture} nor is a multiple of them"
+            )
+        return replace(self, num_heads=heads // size, num_kv_heads=max(1, kv_heads // size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +112,10 @@ class EngineConfig:
         max_image_pixels: width times height of an image at most.
         image_memory: bytes of images' embeddings in main memory at most, those of images that
             may come again included.
+        tp_size: processes that share the model's tensors, each on a GPU of its own or, on
+            processors, with its share of the cores.
+        watchdog_timeout: seconds that a step of these processes may take before the engine
+            gives up, as one of them hangs.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -118,6 +142,8 @@ class EngineConfig:
     max_images: int = 32
     max_image_pixels: int = 64_000_000
     image_memory: int = 1 << 30
+    tp_size: int = 1
+    watchdog_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *_DTYPES):
@@ -125,7 +151,7 @@ class EngineConfig:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device: {self.device!r} is not one of auto, cpu, cuda")
         for name in (
-            *("page_size", "max_queued_requests", "cuda_graph_max_bs"),
+            *("page_size", "max_queued_requests", "cuda_graph_max_bs", "tp_size"),
             *("max_images", "max_image_pixels", "image_memory"),
         ):
             self._at_least_one(name)
@@ -141,6 +167,8 @@ class EngineConfig:
         share = self.mem_fraction_static
         if share is not None and not 0.0 < share < 1.0:
             raise ConfigError(f"mem_fraction_static: must be in (0, 1), not {share!r}")
+        if not self.watchdog_timeout > 0.0:
+            raise ConfigError(f"watchdog_timeout: must be above 0, not {self.watchdog_timeout!r}")
 
     def _at_least_one(self, name: str) -> None:
         value = getattr(self, name)
@@ -153,12 +181,19 @@ class EngineConfig:
             return _DTYPES[self.dtype]
         return "bfloat16" if device.fast_bfloat16 else "float32"
 
-    def resolve(self, model: ModelFacts, device: DeviceFacts) -> ResolvedConfig:
+    def threads_of_rank(self, device: DeviceFacts) -> int:
+        """The threads that one of the tensor-parallel processes computes with."""
+        return max(1, (self.num_threads or device.threads) // self.tp_size)
+
+    def resolve(
+        self, model: ModelFacts, device: DeviceFacts, shard: ModelFacts | None = None
+    ) -> ResolvedConfig:
         """Decide everything that was left open.
 
         Args:
             model: of the model that is loaded.
             device: of the machine, with the model already in its memory.
+            shard: what one tensor-parallel rank holds of the model; by default all of it.
 
         Raises:
             ConfigError: the settings do not fit the model or the machine.
@@ -166,11 +201,12 @@ class EngineConfig:
         dtype = self.resolve_dtype(device)
         on_cpu = device.device == "cpu"
         context = self._context(model)
-        token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim
+        part = shard or model
+        token_bytes = 2 * part.num_layers * part.num_kv_heads * part.head_dim
         token_bytes *= _ELEMENT_BYTES[dtype]
         pages = self._pages(token_bytes, device)
         running = self.max_running_requests or (128 if on_cpu else 256)
-        graphs = not (on_cpu or self.disable_cuda_graph)
+        graphs = not (on_cpu or self.disable_cuda_graph or self.tp_size > 1)
         return ResolvedConfig(
             model_path=self.model_path,
             model=model,
@@ -187,12 +223,13 @@ class EngineConfig:
             radix_cache=not self.disable_radix_cache,
             random_seed=self.random_seed,
             debug_check=self.debug_check,
-            num_threads=self.num_threads or device.threads,
+            num_threads=self.threads_of_rank(device),
             native=self.enable_native and on_cpu,
             cuda_graph_max_bs=min(self.cuda_graph_max_bs, running) if graphs else 0,
             max_images=self.max_images,
             max_image_pixels=self.max_image_pixels,
             image_memory=self.image_memory,
+            tp_size=self.tp_size,
         )
 
     def _context(self, model: ModelFacts) -> int:
@@ -213,10 +250,11 @@ class EngineConfig:
                     f"{self.page_size}"
                 )
             return pages
+        ranks = self.tp_size if device.device == "cpu" else 1  # that share this memory
         if self.mem_fraction_static is not None:
-            budget = int(device.free_bytes * self.mem_fraction_static)
+            budget = int(device.free_bytes * self.mem_fraction_static) // ranks
         elif device.device == "cpu":
-            budget = min(device.free_bytes // 4, _GIB)
+            budget = min(device.free_bytes // 4, _GIB) // ranks
         else:
             budget = int(device.free_bytes * 0.85)
         pages = budget // (token_bytes * self.page_size)
@@ -242,10 +280,12 @@ class ResolvedConfig:
     Args:
         model: facts of the loaded model.
         num_pages: pages of the KV cache.
-        kv_bytes: memory set aside for it (touched only as it fills).
+        kv_bytes: memory that each rank sets aside for it (touched only as it fills).
         radix_cache: whether prefixes are shared.
+        num_threads: of each rank.
         native: whether the compiled CPU kernel may be used.
         cuda_graph_max_bs: 0 for no graphs.
+        tp_size: processes that share the model's tensors.
     """
 
     model_path: str
@@ -269,6 +309,7 @@ class ResolvedConfig:
     max_images: int = 32
     max_image_pixels: int = 64_000_000
     image_memory: int = 1 << 30
+    tp_size: int = 1
 
     @property
     def sequence_limit(self) -> int:

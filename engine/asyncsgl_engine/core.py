@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from .answer import Answer, TextTokenizer
 from .config import ResolvedConfig
 from .constraints import Constraints, Follower, Masking
-from .errors import EngineError, InvalidRequest, StepFailed
+from .errors import EngineError, InvalidRequest, RankFailed, StepFailed
 from .plan import Outcome, Runner, Seat
 from .request import Delta, Request, TokenLogprob
 from .scheduler import Scheduled, Scheduler
@@ -64,6 +64,9 @@ class EngineCore:
         Returns:
             The deltas of this step. Every request ends in exactly one with `finish` or
             `error`.
+
+        Raises:
+            RankFailed: there can be no further step; what is left is for `fail_all`.
         """
         begun = self._clock()
         deltas = [delta for name in cancelled if (delta := self._abort(name, begun))]
@@ -183,6 +186,8 @@ class EngineCore:
             launched = self._runner.launch(scheduled.plan)
             launched.draw(masking.result())
             outcome = launched.outcome()
+        except RankFailed:
+            raise
         except Exception as error:  # noqa: BLE001 - a failed pass ends its requests, not the engine
             return self._collapse(error)
         self._steps += 1

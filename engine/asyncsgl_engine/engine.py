@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from .config import EngineConfig, ProfileOptions, ResolvedConfig
 from .delivery import Ticket, deliver
-from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded
+from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded, RankFailed
 from .images import Prompt
 from .request import Completion, Delta, Request, Sampling, TokenLogprob
 from .statistics import Statistics
@@ -155,6 +155,7 @@ class AsyncEngine:
             InvalidRequest: it can never run here.
             Overloaded: the queue is full.
             StepFailed: the forward pass it was in failed.
+            RankFailed: a tensor-parallel rank failed, and the engine with it.
             Closed: the engine is shut down.
         """
         ticket = self._submit(request)
@@ -313,9 +314,11 @@ class AsyncEngine:
         return self._ready().config
 
     def _ready(self) -> Loaded:
-        if self._loaded is None:
+        loaded = self._loaded
+        if loaded is None:
+            self._refuse_if_closed()
             raise EngineError("the engine is not started: await engine.start() first")
-        return self._loaded
+        return loaded
 
     def _refuse_if_closed(self) -> None:
         if self._fault is not None:
@@ -379,7 +382,7 @@ class AsyncEngine:
             # Imported here: it brings torch and transformers, which takes seconds.
             from .loading import load
 
-            loaded = load(self._asked, progress or _ignore)
+            loaded = load(self._asked, progress or _ignore, self._lose_rank)
         except Exception as error:  # noqa: BLE001 - handed to the callers of start
             with self._lock:
                 self._started = None
@@ -391,19 +394,31 @@ class AsyncEngine:
         try:
             while self._turn(loaded):
                 pass
+        except RankFailed as error:
+            self._fault = error
         except Exception as error:  # noqa: BLE001 - handed to all requests
             fault = InternalError(f"the engine's thread failed: {error!r}")
             fault.__cause__ = error
             self._fault = fault
         self._end(loaded)
 
+    @property
+    def _ends(self) -> bool:
+        return self._closing or self._fault is not None
+
+    def _lose_rank(self, fault: RankFailed) -> None:
+        """A tensor-parallel rank ended, perhaps while nothing was to be done."""
+        with self._lock:
+            self._fault = fault
+            self._lock.notify()
+
     def _turn(self, loaded: Loaded) -> bool:
         """Wait for work and do one step of it; False when it is time to end."""
         core = loaded.core
         with self._lock:
-            while not (self._inbox or core.busy or self._when_idle or self._closing):
+            while not (self._inbox or core.busy or self._when_idle or self._ends):
                 self._lock.wait()
-            if self._closing:
+            if self._ends:
                 return False
             inbox, self._inbox = self._inbox, _Inbox()
         deltas = core.step(inbox.new.values(), inbox.left | inbox.aborted)
@@ -445,6 +460,8 @@ class AsyncEngine:
         loaded.constraints.close()
         if not isinstance(loaded.images, str):
             loaded.images.close()
+        if loaded.ranks is not None:
+            loaded.ranks.close()
         if self._profile is not None:
             self._profile.drop()
         self._loaded = None

@@ -9,6 +9,7 @@ EngineError
 │   └── ImagesOverloaded   the images of other requests take all the memory for them
 ├── Closed                 the engine was shut down
 ├── StepFailed             a forward pass raised; the requests in it ended with this
+├── RankFailed             a tensor-parallel rank ended, failed or hung; so did the engine
 └── InternalError          the engine's books contradict each other: a bug in this package
 """
 
@@ -24,6 +25,7 @@ __all__ = [
     "ModelError",
     "Overloaded",
     "PromptTooLong",
+    "RankFailed",
     "StepFailed",
 ]
 
@@ -120,6 +122,10 @@ class Closed(EngineError):
 
 class StepFailed(EngineError):
     """Raised by the requests that were in a forward pass that failed; the cause is chained."""
+
+
+class RankFailed(EngineError):
+    """Raised when a tensor-parallel rank ended, failed or hung; the engine ends with it."""
 
 
 class InternalError(EngineError):

@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 
 from .attention import AttentionBackend, TorchAttention, build_triton
-from .config import EngineConfig, ResolvedConfig
+from .config import DeviceFacts, EngineConfig, ModelFacts, ResolvedConfig
 from .constraints import Constraints
 from .core import EngineCore
 from .device import inspect_device
-from .errors import ConfigError, ModelError
+from .errors import ConfigError, ModelError, RankFailed
 from .grammar import GrammarCompiler
 from .hub import resolve_model
 from .hub.cache import default_cache_root
 from .model import LoadedModel, load_model
 from .multimodal import ImageReader
 from .native import Library, NativeAttention, build_library
+from .parallel import Ranks, Start
 from .runner import ModelRunner
 from .tokenizer import Tokenizer
 
@@ -34,6 +35,7 @@ class Loaded:
 
     Args:
         images: reads images, or why there are none to be read.
+        ranks: the other processes that the model is in, to be closed with the core.
     """
 
     core: EngineCore
@@ -41,18 +43,23 @@ class Loaded:
     tokenizer: Tokenizer
     config: ResolvedConfig
     images: ImageReader | str
+    ranks: Ranks | None = None
 
 
-def load(config: EngineConfig, progress: Progress) -> Loaded:
+def load(
+    config: EngineConfig, progress: Progress, on_fault: Callable[[RankFailed], None]
+) -> Loaded:
     """Find, load and connect everything; blocks for as long as that takes.
 
     Args:
         config: as asked for.
         progress: called with a stage and the share of it that is done (None: unknown).
+        on_fault: called, on another thread, when a tensor-parallel rank ends or hangs.
 
     Raises:
         ModelError: the model or its tokenizer cannot be found or loaded.
         ConfigError: the settings do not fit the model or the machine.
+        RankFailed: a tensor-parallel rank could not load its part.
     """
     found = resolve_model(config.model_path, progress=progress)
     progress("Loading the model", None)
@@ -60,26 +67,65 @@ def load(config: EngineConfig, progress: Progress) -> Loaded:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     tokenizer = Tokenizer.load(_tokenizer_folder(config, found.path))
-    model = load_model(
-        found.path, getattr(torch, config.resolve_dtype(device)), torch.device(device.device)
-    )
-    resolved = config.resolve(model.facts, inspect_device(config.device))
-    library = build_library(default_cache_root() / "native") if resolved.native else None
-    runner = ModelRunner(model, resolved, choose_attention(resolved, library), library)
-    constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
-    core = EngineCore(resolved, runner, tokenizer, constraints)
-    images = _image_reader(found.path, model, tokenizer, resolved)
+    if config.tp_size > 1:
+        loaded = _load_shared(config, found.path, device, tokenizer, on_fault)
+    else:
+        dtype: torch.dtype = getattr(torch, config.resolve_dtype(device))
+        model = load_model(found.path, dtype, torch.device(device.device))
+        resolved = config.resolve(model.facts, inspect_device(config.device))
+        loaded = _assemble(found.path, model, resolved, tokenizer)
     progress("Loading the model", 1.0)
-    return Loaded(core, constraints, tokenizer, resolved, images)
+    return loaded
 
 
-def choose_attention(config: ResolvedConfig, library: Library | None) -> AttentionBackend:
+def _load_shared(
+    config: EngineConfig,
+    path: Path,
+    device: DeviceFacts,
+    tokenizer: Tokenizer,
+    on_fault: Callable[[RankFailed], None],
+) -> Loaded:
+    """The same over several processes, this one among them."""
+    start = Start(config, path, device)
+    with start.ranks() as ranks:
+        model = start.load(ranks)
+        resolved = config.resolve(start.facts, start.room(ranks), model.facts)
+        ranks.configure(resolved)
+        with ranks.following():
+            loaded = _assemble(path, model, resolved, tokenizer, ranks)
+        ranks.watch(on_fault)
+    return loaded
+
+
+def _assemble(
+    path: Path,
+    model: LoadedModel,
+    config: ResolvedConfig,
+    tokenizer: Tokenizer,
+    ranks: Ranks | None = None,
+) -> Loaded:
+    library = build_library(default_cache_root() / "native") if config.native else None
+    attention = choose_attention(config, model.facts, library)
+    if ranks is None:
+        runner = ModelRunner(model, config, attention, library)
+    else:
+        runner = ModelRunner(model, config, attention, library, lead=ranks.lead)
+    constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
+    core = EngineCore(config, runner, tokenizer, constraints)
+    images = _image_reader(path, model, tokenizer, config)
+    return Loaded(core, constraints, tokenizer, config, images, ranks)
+
+
+def choose_attention(
+    config: ResolvedConfig, facts: ModelFacts, library: Library | None
+) -> AttentionBackend:
     """The fastest implementation that runs here.
 
     Args:
+        config: the device, and the threads to compute with.
+        facts: what this process holds of the model.
         library: compiled code, if there is any.
     """
-    facts = config.model
     dtype: torch.dtype = getattr(torch, config.dtype)
     if config.device == "cuda":
         return build_triton(dtype, facts) or TorchAttention()

@@ -14,10 +14,10 @@ from transformers.utils import logging
 
 from .attention import IMPLEMENTATION, StepContext, register
 from .config import ModelFacts
-from .errors import ModelError
+from .errors import EngineError, ModelError
 from .vision import VisionTower, check_eyes, has_eyes, load_vision
 
-__all__ = ["LoadedModel", "load_model", "wrap_model"]
+__all__ = ["LoadedModel", "load_model", "reading", "wrap_model"]
 
 _SEEN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -79,28 +79,41 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     Raises:
         ModelError: it cannot be loaded, or is of a kind the engine cannot run.
     """
-    try:
+    with reading(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         _check_kind(config)
         register()
         check_eyes(config)
+        if has_eyes(config):
+            return _with_eyes(*load_vision(path, dtype), device)
+        module = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    torch.nn.Module.to(module, device)
+    return wrap_model(module)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Read a model from a folder, without transformers' progress bars.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
         with _quiet():
-            if has_eyes(config):
-                return _with_eyes(*load_vision(path, dtype), device)
-            module = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                attn_implementation=IMPLEMENTATION,
-                trust_remote_code=False,
-                local_files_only=True,
-                use_safetensors=True,
-            )
+            yield
+    except EngineError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         raise ModelError(
             f"the model in {path} could not be loaded ({type(error).__name__}: {error})"
         ) from error
-    torch.nn.Module.to(module, device)
-    return wrap_model(module)
 
 
 def _with_eyes(language: PreTrainedModel, vision: VisionTower, device: torch.device) -> LoadedModel:

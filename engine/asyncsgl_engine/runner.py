@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.profiler import record_function
 
@@ -26,6 +29,13 @@ __all__ = ["ModelRunner"]
 _TRIED, _SPREAD = 12, 7919  # tokens, taken from all over the vocabulary
 
 
+Lead = Callable[[Plan], AbstractContextManager[None]]
+
+
+def _alone(_: Plan) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class ModelRunner:
     """Owns the model, the cache and everything else that lives on the device.
 
@@ -36,6 +46,8 @@ class ModelRunner:
         capture: records decoding steps where the configuration wants that; by default as CUDA
             graphs.
         library: compiled code, for models that it can compute as a whole.
+        lead: entered around each forward pass, so that the other tensor-parallel ranks, whose
+            runners `compute` what this one runs, do the same.
 
     Raises:
         ModelError: the model does not send its attention through transformers' interface.
@@ -48,6 +60,7 @@ class ModelRunner:
         attention: AttentionBackend | None = None,
         library: Library | None = None,
         capture: Capture | None = None,
+        lead: Lead = _alone,
     ) -> None:
         facts, device = model.facts, torch.device(config.device)
         attention = attention if attention is not None else TorchAttention()
@@ -71,6 +84,7 @@ class ModelRunner:
             attention.needs_tables,
         )
         self._images = ImageRows(device)
+        self._lead = lead
         sampling = None
         if library is not None and device.type == "cpu":
             sampling = NativeSampling(library, config.num_threads)
@@ -95,12 +109,18 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, plan: Plan) -> ModelPass:
         """See `Runner`."""
+        with self._lead(plan):
+            logits = self.compute(plan)
+        self._sampler.note(plan.rows)
+        return ModelPass(plan, logits, self._sampler, self._reporter)
+
+    @torch.inference_mode()
+    def compute(self, plan: Plan) -> torch.Tensor:
+        """The forward pass alone: logits of the rows that want any, (R, vocab)."""
         self._cache.copy(plan.copies)
         batch = self._inputs.build(plan, self._images.read(plan))
         with record_function("asyncsgl::forward"):
-            logits = self._forward.forward(batch)
-        self._sampler.note(plan.rows)
-        return ModelPass(plan, logits, self._sampler, self._reporter)
+            return self._forward.forward(batch)
 
     @torch.inference_mode()
     def _try_out(self, forward: Forward) -> torch.Tensor:

@@ -7,20 +7,32 @@ from collections.abc import Sequence
 import regex
 
 from .errors import InvalidRequest
+from .pattern_cost import pattern_cost
 
 __all__ = ["StopMatcher", "compile_patterns"]
+
+_PARTS = 4000
+"""Of all patterns of a request, written out: half a megabyte."""
+_SEARCH_S = 0.05
+"""A search takes microseconds, unless a pattern backtracks without end."""
 
 
 def compile_patterns(sources: Sequence[str]) -> tuple[regex.Pattern[str], ...]:
     """Compile `stop_regex`.
 
     Raises:
-        InvalidRequest: one of them is not a regular expression.
+        InvalidRequest: one of them is not a regular expression, or they take too much.
     """
     compiled = []
+    if sum(map(pattern_cost, sources)) > _PARTS:
+        raise InvalidRequest(
+            "stop_regex",
+            f"has more than {_PARTS} parts once its repetitions are written out; repeat less "
+            "inside of what is repeated, and leave out the flag x",
+        )
     for source in sources:
         try:
-            compiled.append(regex.compile(source))
+            compiled.append(regex.compile(source, cache_pattern=False))
         except regex.error as error:
             raise InvalidRequest("stop_regex", f"{source!r} does not compile: {error}") from error
     return tuple(compiled)
@@ -60,6 +72,9 @@ class StopMatcher:
         Returns:
             New text before any stop. `matched` is set once a stop was found; text pushed
             after that is dropped.
+
+        Raises:
+            InvalidRequest: a pattern takes too long to search for; nothing was given back.
         """
         if self.matched is not None:
             return ""
@@ -93,7 +108,7 @@ class StopMatcher:
         past = len(self._past)
         whole = self._past + self._held
         for pattern in self._patterns:
-            found = pattern.search(whole, past)
+            found = _search(pattern, whole, past)
             if found is not None and (best is None or found.start() - past < best[0]):
                 best, self.matched = (found.start() - past, found.end() - past), pattern.pattern
         return best
@@ -109,7 +124,17 @@ class StopMatcher:
                 break
         whole = self._past + held
         for pattern in self._patterns:
-            partial = pattern.search(whole, len(self._past), partial=True)
+            partial = _search(pattern, whole, len(self._past), partial=True)
             if partial is not None:
                 safe = min(safe, partial.start() - len(self._past))
         return safe
+
+
+def _search(
+    pattern: regex.Pattern[str], text: str, start: int, *, partial: bool = False
+) -> regex.Match[str] | None:
+    try:
+        return pattern.search(text, start, partial=partial, timeout=_SEARCH_S)
+    except TimeoutError as error:
+        problem = f"{pattern.pattern!r} takes too long to search for; make it simpler"
+        raise InvalidRequest("stop_regex", problem) from error

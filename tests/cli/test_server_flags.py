@@ -31,6 +31,7 @@ EVERYTHING = {
     "--dtype": "float16",
     "--device": "cuda",
     "--tp-size": "2",
+    "--watchdog-timeout": "60",
     "--page-size": "32",
     "--max-total-tokens": "4096",
     "--mem-fraction-static": "0.5",
@@ -81,7 +82,7 @@ def test_both_commands_read_all_flags_alike() -> None:
     assert job.engine["cuda_graph_max_bs"] == 8
     assert job.engine["enable_native"] is False
     assert job.server["allow_media_domains"] == ("example.org",)
-    assert (job.tp_size, job.drain_limit, job.batches) == (2, 3.5, False)
+    assert (job.drain_limit, job.batches) == (3.5, False)
 
 
 def test_without_flags_both_commands_ask_for_the_same_but_for_the_log() -> None:
@@ -104,7 +105,7 @@ def test_every_setting_has_a_flag_with_its_default(kind: type) -> None:
 
 def test_a_tensor_parallel_size_has_sglangs_spellings() -> None:
     for spelling in ("--tp-size", "--tensor-parallel-size", "--tp"):
-        assert job_asked(["--model", "m", spelling, "4"]).tp_size == 4
+        assert job_asked(["--model", "m", spelling, "4"]).engine["tp_size"] == 4
 
 
 def test_keys_may_come_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:

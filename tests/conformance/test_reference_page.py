@@ -5,8 +5,8 @@ is the same program awaited. The addresses of servers become those of servers of
 images are folders and files of the names that the page gives them, and what a snippet takes for
 granted (``backend``, ``my_function`` …) comes from a prelude. Providers are the strict fakes.
 
-The local engine has no tensor parallelism and no images yet: S4 and S25 are refused by name, and
-S25 runs on a server that stands in for a model with eyes.
+The local engine has no images yet: S25 is refused by name, and runs on a server that stands in for
+a model with eyes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ def my_function(s):
 """
 RUN = "state = my_function.run()"
 LOOK = 'state = image_qa.run(image_path="photo.jpg", question="What is this?")'
-LLAMA = ("meta-llama/Llama-2-7b-chat-hf", "lmms-lab/llama3-llava-next-8b")
+LLAMA = (
+    "meta-llama/Llama-2-7b-chat-hf",
+    "meta-llama/Llama-2-70b-chat-hf",
+    "lmms-lab/llama3-llava-next-8b",
+)
 _WAITS = re.compile(
     r"(?<!await )\b(\w+\.(?:run|run_batch|start_profile|stop_profile)\("
     r"|sgl\.(?:get_server_info|flush_cache)\()"
@@ -384,10 +388,19 @@ def test_snippet_with_litellm(name: str, form: str, names: dict[str, Any]) -> No
     check(LITELLM[name], names, printed)
 
 
+@pytest.mark.timeout(60)  # it starts three more processes
 @pytest.mark.parametrize("form", FORMS)
-def test_s4_says_that_there_is_no_tensor_parallelism(form: str, names: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedFeature, match="tp_size=4"):
-        run(form, PAGE["S4"], names)
+def test_s4_a_model_over_four_processes(form: str, names: dict[str, Any]) -> None:
+    after = After(
+        f"""
+        {RUN}
+        size = runtime.engine.config.tp_size
+        runtime.shutdown()
+        """
+    )
+    printed = run(form, PAGE["S4"] + textwrap.dedent(after.code), names)
+    check(after, names, printed)
+    assert names["size"] == 4
 
 
 @pytest.mark.timeout(60)
@@ -435,7 +448,7 @@ def test_s25_on_a_server_with_eyes(
 
     class Runtime(asyncsgl.RuntimeEndpoint):
         def __init__(self, model_path: str) -> None:
-            assert model_path == LLAMA[1]
+            assert model_path == LLAMA[2]
             super().__init__(server.url)
             self.endpoint = self
 

@@ -8,6 +8,7 @@ and pytest can run it by itself:
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ import torch
 from asyncsgl_engine.attention import TorchAttention
 from asyncsgl_engine.attention.triton_attention import TritonAttention
 from asyncsgl_engine.config import EngineConfig
+from asyncsgl_engine.engine import AsyncEngine
+from asyncsgl_engine.errors import ConfigError
 from asyncsgl_engine.graphs import CudaGraphs, Replay
 from asyncsgl_engine.plan import Mask, Seat
 from asyncsgl_engine.request import Request, Sampling
@@ -140,3 +143,37 @@ def test_tokens_are_drawn_as_on_the_cpu() -> None:
         drawn.append(sampler.draw(logits.to(device), rows, [3] * len(settings), mask).tolist())
     assert drawn[0] == drawn[1]
     assert drawn[0][-2:] == [4, 101]
+
+
+def over_processes(folder: Path, size: int) -> EngineConfig:
+    return EngineConfig(
+        str(folder),
+        dtype="float32",
+        device="cuda",
+        chunked_prefill_size=64,
+        max_total_tokens=2000,
+        tp_size=size,
+        debug_check=True,
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_two_processes_with_a_device_each(kind: str, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("PyTorch sees one CUDA device here; this needs two")
+    folder = save_model(kind, tmp_path)
+    requests = workload(12, longest=90, output=30)
+
+    async def serve_all() -> dict[str, tuple[int, ...]]:
+        async with AsyncEngine(over_processes(folder, 2)) as engine:
+            done = await asyncio.gather(*(engine.generate(request) for request in requests))
+        return {answer.request_id: answer.token_ids for answer in done}
+
+    assert asyncio.run(serve_all()) == generate(folder, requests, "cuda")
+
+
+def test_more_processes_than_devices_are_refused(tmp_path: Path) -> None:
+    count = torch.cuda.device_count()
+    engine = AsyncEngine(over_processes(save_model("llama", tmp_path), count + 1))
+    with pytest.raises(ConfigError, match=f"{count + 1} CUDA devices, and PyTorch sees {count}"):
+        asyncio.run(engine.start())

@@ -79,3 +79,29 @@ def test_nothing_stops_before_it_is_armed() -> None:
 def test_a_bad_pattern_is_refused_with_the_reason() -> None:
     with pytest.raises(InvalidRequest, match=re.escape("'(' does not compile")):
         compile_patterns(["("])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "(?:(?:a{99}){99}){99}",
+        "(?:" * 60 + "a" + ")+" * 60,
+        "(?x)(?:a {99} # {1}\n ){99}",
+        "(?:a(?:b[)]{9}(?#{1})){99,}){,99}",
+    ],
+)
+def test_a_pattern_that_takes_too_much_memory_is_refused(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="repeat less"):
+        compile_patterns([source])
+
+
+def test_common_patterns_are_cheap() -> None:
+    sources = [r"\d{4}-\d{2}-\d{2}", r"(?:\w+\s?){1,100}[.!?]", r"(?i)end|\Z", "[^]]{3}x"]
+    assert [pattern.pattern for pattern in compile_patterns(sources)] == sources
+
+
+def test_a_pattern_that_takes_too_long_is_refused_and_harms_nobody() -> None:
+    matcher = StopMatcher((), compile_patterns(["(?:a|aa)+$"]))
+    with pytest.raises(InvalidRequest, match="takes too long"):
+        matcher.push("a" * 60 + "b")
+    assert matcher.flush() == "a" * 60 + "b"

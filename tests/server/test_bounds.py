@@ -209,3 +209,26 @@ async def test_a_key_is_asked_for_before_a_body_is_read(serve: Serve) -> None:
         for header in ("k", "Basic k", "Bearer"):
             response = await client.get("/model_info", headers={"Authorization": header})
             assert response.status_code == 401
+
+
+# -- patterns that would take everything ----------------------------------------------------------
+
+
+async def test_a_pattern_of_one_client_harms_no_other(served: Served) -> None:
+    async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
+        nested = {"max_new_tokens": 4, "stop_regex": "(?:(?:(?:a{9999}){9999}){9999}){9999}b"}
+        refused = await client.post("/generate", json={"text": "x", "sampling_params": nested})
+        assert refused.status_code == 400
+        assert "repeat less" in refused.json()["message"]
+        endless = {
+            "max_new_tokens": 200,
+            "ignore_eos": True,
+            "regex": "a{150}b",
+            "stop_regex": "(?:a|aa)+c",
+        }
+        other = asyncio.ensure_future(client.post("/generate", json={**LONG, "text": "The sea"}))
+        failed = await client.post("/generate", json={"text": "x", "sampling_params": endless})
+        assert failed.status_code == 400
+        assert "takes too long" in failed.json()["message"]
+        assert (await other).json()["meta_info"]["completion_tokens"] == 1500
+    await asyncio.to_thread(served.assert_idle)

@@ -94,7 +94,7 @@ def test_a_port_in_use_is_told(tiny_model: Path) -> None:
     ("flags", "words"),
     [
         (("--lora-paths", "x"), "this server has no --lora-paths x"),
-        (("--tp-size", "2"), "tp_size=2"),
+        (("--tp-size", "0"), "tp_size: must be a whole number >= 1"),
         (("--mem-fraction-static", "2"), "mem_fraction_static"),
         (("--log-level", "loud"), "log_level: 'loud' is not one of"),
         (("--api-key", ""), "api_key: is empty"),

@@ -164,8 +164,20 @@ def test_a_token_that_is_half_a_character_has_its_own_bytes(served: Served) -> N
 
 def test_openai_routes_insist_on_json(served: Served) -> None:
     body = json.dumps({"messages": HELLO})
-    response = httpx.post(served.url + CHAT, content=body, headers={"content-type": "text/plain"})
-    assert response.status_code == 400
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):  # the latter is curl's
+        response = httpx.post(served.url + CHAT, content=body, headers={"content-type": kind})
+        assert response.status_code == 400
+        message = response.json()["error"]["message"]
+        assert message == f"Content-Type: this route takes application/json, not {kind}"
+
+
+def test_routes_that_are_not_there_are_told(served: Served) -> None:
+    gone = served.post("/v1/embeddings", input="x")
+    assert gone.status_code == 404
+    assert "no route POST /v1/embeddings" in gone.json()["error"]["message"]
+    wrong = served.get("/v1/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert "this route takes POST" in wrong.json()["error"]["message"]
 
 
 def test_a_text_survives_tokens(served: Served) -> None:

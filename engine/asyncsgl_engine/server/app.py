@@ -65,7 +65,7 @@ def service_of(app: FastAPI) -> Service:
 
 
 async def _answer(request: Request, error: Exception) -> Response:
-    failure = _failure(error)
+    failure = _failure(request, error)
     served_by(request).note(failure, f"{request.method} {request.url.path}")
     response = failure_response(failure)
     if isinstance(error, HTTPException):
@@ -82,11 +82,25 @@ async def _nobody(_request: Request, _error: Exception) -> Response:
     return Response(status_code=499)
 
 
-def _failure(error: Exception) -> Failure:
+def _failure(request: Request, error: Exception) -> Failure:
+    where = f"{request.method} {request.url.path}"
     match error:
         case RequestValidationError():
-            return shape_failure(error.errors())
+            return _badly_shaped(request, error)
+        case HTTPException(status_code=404, detail="Not Found"):
+            return Failure(404, f"there is no route {where}; /docs lists those that there are")
+        case HTTPException(status_code=405):
+            allowed = (error.headers or {}).get("Allow", "other methods")
+            return Failure(405, f"{where}: this route takes {allowed}")
         case HTTPException():
             return Failure(error.status_code, str(error.detail))
         case _:
             return failure_of(error)
+
+
+def _badly_shaped(request: Request, error: RequestValidationError) -> Failure:
+    kind = request.headers.get("content-type", "none")
+    if error.errors()[0]["loc"] == ("body",) and "json" not in kind:
+        message = f"Content-Type: this route takes application/json, not {kind}"
+        return Failure(400, message, "Content-Type")
+    return shape_failure(error.errors())

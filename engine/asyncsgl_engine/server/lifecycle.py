@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from ..errors import ConfigError
 from .app import service_of
+from .connections import Connection
 from .settings import Address
 
 __all__ = ["BackgroundServer", "bind", "serve"]
@@ -89,6 +90,7 @@ class _Server(uvicorn.Server):
 def _server(app: FastAPI, log_level: str) -> _Server:
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_level=log_level,
         access_log=log_level in ("info", "debug"),
         timeout_keep_alive=KEEP_ALIVE_S,
