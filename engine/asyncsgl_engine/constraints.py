@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from .errors import EngineError
+from .errors import Closed, EngineError, InvalidRequest
 from .plan import Mask
 from .request import Grammar
 
 if TYPE_CHECKING:
-    from .grammar import GrammarCompiler, GrammarState
+    from .grammar import CompiledGrammar, GrammarCompiler, GrammarState
 
 __all__ = ["Constraints", "Follower", "Masking"]
+
+_STACK = 512 << 20
+"""Bytes of the compiling thread's stack, of which only what is used takes memory. The library
+recurses along chains of rules, and where the stack ends the process does: with the usual 8 MiB
+a schema of 75 KB could do that. The longest chain that `GrammarCompiler.MOST` lets through used
+less than a half of this."""
 
 
 class Follower:
@@ -65,38 +72,92 @@ class Masking:
 
 
 class Constraints:
-    """Makes masks on a thread of its own, while the forward pass runs.
+    """Compiles grammars on one thread, and makes masks on another while the forward pass runs.
 
     Args:
-        make_compiler: called when the first grammar comes.
+        make_compiler: called on the compiling thread when the first grammar comes.
     """
 
     def __init__(self, make_compiler: Callable[[], GrammarCompiler]) -> None:
         self._make = make_compiler
         self._compiler: GrammarCompiler | None = None
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="asyncsgl-masks")
+        self._masks = ThreadPoolExecutor(1, thread_name_prefix="asyncsgl-masks")
+        self._compiling: ThreadPoolExecutor | None = None
+        self._under_way: dict[Grammar, Future[CompiledGrammar]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def compiled(self, grammar: Grammar) -> Future[CompiledGrammar]:
+        """A grammar, compiled or about to be; once for all who ask meanwhile. Any thread may ask.
+
+        The future has InvalidRequest where the grammar is malformed or uses what is not
+        supported, and ConfigError where this model's tokenizer cannot follow grammars.
+
+        Raises:
+            Closed: the threads were ended.
+        """
+        with self._lock:
+            if self._closed:
+                raise Closed("the engine is shut down; make a new one")
+            if self._compiler is not None and (found := self._compiler.find(grammar)) is not None:
+                done: Future[CompiledGrammar] = Future()
+                done.set_result(found)
+                return done
+            future = self._under_way.get(grammar)
+            if future is not None:
+                return future
+            if self._compiling is None:
+                self._compiling = _deep_worker()
+            future = self._under_way[grammar] = self._compiling.submit(self._compile, grammar)
+        future.add_done_callback(lambda _: self._under_way.pop(grammar, None))
+        return future
 
     def follow(self, grammar: Grammar) -> Follower:
-        """A place at the start of a grammar, which is compiled once for all who use it.
+        """A place at the start of a grammar; waits for it where it is not compiled yet.
 
         Raises:
             InvalidRequest: the grammar is malformed or uses what is not supported.
             ConfigError: this model's tokenizer cannot follow grammars.
         """
-        if self._compiler is None:
-            self._compiler = self._make()
-        return Follower(self._compiler.compile(grammar).new_state())
+        return Follower(self.compiled(grammar).result().new_state())
 
     def begin(self, rows: Sequence[int], followers: Sequence[Follower]) -> Masking:
         """Start to fill the masks of some rows."""
         if not rows or self._compiler is None:
             return Masking(None)
         states = [follower.state for follower in followers]
-        return Masking(self._worker.submit(_fill, self._compiler, rows, states))
+        return Masking(self._masks.submit(_fill, self._compiler, rows, states))
 
     def close(self) -> None:
-        """End the thread."""
-        self._worker.shutdown()
+        """End the threads, after what they are at."""
+        with self._lock:
+            self._closed = True
+        self._masks.shutdown()
+        if self._compiling is not None:
+            self._compiling.shutdown(cancel_futures=True)
+
+    def _compile(self, grammar: Grammar) -> CompiledGrammar:
+        try:
+            if self._compiler is None:
+                self._compiler = self._make()
+            return self._compiler.compile(grammar)
+        except EngineError:
+            raise
+        except BaseException as error:  # a panic in the library is no Exception
+            raise InvalidRequest(
+                "grammar", f"{grammar.kind}: cannot be compiled ({type(error).__name__}: {error})"
+            ) from error
+
+
+def _deep_worker() -> ThreadPoolExecutor:
+    """One thread with a deep stack."""
+    worker = ThreadPoolExecutor(1, thread_name_prefix="asyncsgl-grammars")
+    usual = threading.stack_size(_STACK)
+    try:
+        worker.submit(int).result()  # the thread starts with its first work
+    finally:
+        threading.stack_size(usual)
+    return worker
 
 
 def _fill(

@@ -14,12 +14,13 @@ from .config import EngineConfig, ProfileOptions, ResolvedConfig
 from .delivery import Ticket, deliver
 from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded, RankFailed
 from .images import Prompt
-from .request import Completion, Delta, Request, Sampling, TokenLogprob
+from .request import Completion, Delta, Finish, Grammar, Request, Sampling, TokenLogprob
 from .statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .grammar import CompiledGrammar
     from .loading import Loaded, Progress
     from .profiling import Profile
     from .tokenizer import Tokenizer
@@ -58,6 +59,7 @@ class AsyncEngine:
         self._lock = threading.Condition()
         self._inbox = _Inbox()
         self._tickets: dict[str, Ticket] = {}
+        self._compiling: set[str] = set()  # requests whose grammar is not ready
         self._when_idle: list[Callable[[], None]] = []
         self._started: Future[None] | None = None
         self._thread: threading.Thread | None = None
@@ -219,9 +221,16 @@ class AsyncEngine:
         An unknown id is ignored: the request may have ended just now. Any thread may call this.
         """
         with self._lock:
-            if request_id in self._tickets:
+            ticket = self._tickets.get(request_id)
+            if ticket is None:
+                return
+            if not self._unseen(request_id):
                 self._inbox.aborted.add(request_id)
                 self._lock.notify()
+                return
+            self._forget(request_id)
+            del self._tickets[request_id]
+        deliver([(ticket, _never_begun(ticket.request))])
 
     async def flush_cache(self, wait: bool = False) -> bool:
         """Empty the prefix cache.
@@ -334,13 +343,51 @@ class AsyncEngine:
             self._refuse_if_closed()
             if name in self._tickets:
                 raise InvalidRequest("request_id", f"{name!r} is in use by a running request")
-            waiting = self.statistics().waiting + len(self._inbox.new)
+            waiting = self.statistics().waiting + len(self._inbox.new) + len(self._compiling)
             if waiting >= limit:
                 raise Overloaded(waiting, limit)
             self._tickets[name] = ticket
-            self._inbox.new[name] = request
-            self._lock.notify()
+            if request.grammar is not None:
+                self._compiling.add(name)
+            else:
+                self._inbox.new[name] = request
+                self._lock.notify()
+        if request.grammar is not None:
+            self._compile(ticket, request.grammar)
         return ticket
+
+    def _compile(self, ticket: Ticket, grammar: Grammar) -> None:
+        """Have a request's grammar compiled beside the engine's thread, which others wait for."""
+
+        def compiled(future: Future[CompiledGrammar]) -> None:
+            name = ticket.request.request_id
+            with self._lock:
+                if self._tickets.get(name) is not ticket:
+                    return
+                self._compiling.discard(name)
+                error = future.exception()
+                if error is None:
+                    self._inbox.new[name] = ticket.request
+                    self._lock.notify()
+                    return
+                del self._tickets[name]
+            assert isinstance(error, EngineError)
+            deliver([(ticket, Delta(name, error=error))])
+
+        try:
+            self._ready().constraints.compiled(grammar).add_done_callback(compiled)
+        except EngineError:
+            self._leave(ticket)
+            raise
+
+    def _unseen(self, name: str) -> bool:
+        """Whether a request has not come to the engine's thread yet; the lock is held."""
+        return name in self._inbox.new or name in self._compiling
+
+    def _forget(self, name: str) -> None:
+        """Take back a request that the engine's thread has not seen; the lock is held."""
+        self._inbox.new.pop(name, None)
+        self._compiling.discard(name)
 
     def _leave(self, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more."""
@@ -350,7 +397,9 @@ class AsyncEngine:
                 return
             del self._tickets[name]
             self._inbox.aborted.discard(name)
-            if self._inbox.new.pop(name, None) is None:
+            if self._unseen(name):
+                self._forget(name)
+            else:
                 self._inbox.left.add(name)
                 self._lock.notify()
 
@@ -474,6 +523,12 @@ def _is_farewell(delta: Delta, left: set[str]) -> bool:
     """Whether this is the abort of a request whose caller is gone; its id may be in use again."""
     finish = delta.finish
     return finish is not None and finish.reason == "abort" and delta.request_id in left
+
+
+def _never_begun(request: Request) -> Delta:
+    """The end of a request that was aborted before the engine's thread saw it."""
+    finish = Finish("abort", None, len(request.prompt_ids), 0, 0, 0.0, 0.0, 0.0)
+    return Delta(request.request_id, finish=finish)
 
 
 def _ignore(stage: str, fraction: float | None) -> None:

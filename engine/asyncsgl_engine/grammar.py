@@ -71,6 +71,9 @@ class GrammarCompiler:
             than the model.
     """
 
+    MOST = 256 * 1024
+    """Characters of the longest grammar that is taken: a second's work for the compiler."""
+
     def __init__(
         self,
         tokenizer: GrammarVocabulary,
@@ -93,8 +96,19 @@ class GrammarCompiler:
         """Words of 32 bits in a row of a bit mask."""
         return -(-self._vocab_size // _WORD_BITS)
 
+    def find(self, grammar: Grammar) -> CompiledGrammar | None:
+        """A grammar that is compiled already."""
+        with self._lock:
+            found = self._cache.get(grammar)
+            if found is not None:
+                self._cache.move_to_end(grammar)
+            return found
+
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Compile a grammar, or find it compiled.
+
+        Recurses along chains of rules: use a thread with a deep stack for grammars that are
+        not your own.
 
         Args:
             grammar: a regular expression in Python's syntax, the whole output of which is to
@@ -107,10 +121,13 @@ class GrammarCompiler:
             InvalidRequest: it is malformed or uses what is not supported; the message says what
                 and where.
         """
-        with self._lock:
-            if found := self._cache.get(grammar):
-                self._cache.move_to_end(grammar)
-                return found
+        if (found := self.find(grammar)) is not None:
+            return found
+        if (size := len(grammar.source)) > self.MOST:
+            raise InvalidRequest(
+                "grammar",
+                f"{grammar.kind}: {size:,} characters, and at most {self.MOST:,} are taken",
+            )
         compiled = CompiledGrammar(self._matcher(grammar), self._spells_all)
         with self._lock:
             self._cache[grammar] = compiled
@@ -291,6 +308,8 @@ def _definition(grammar: Grammar) -> str:
         raise InvalidRequest("grammar", f"regex {grammar.source!r}: {error}") from error
     except json.JSONDecodeError as error:
         raise InvalidRequest("grammar", f"json_schema: not JSON: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequest("grammar", f"{grammar.kind}: nested too deeply") from error
     except ValueError as error:
         raise InvalidRequest("grammar", f"{grammar.kind}: {error}") from error
 
