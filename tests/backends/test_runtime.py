@@ -275,6 +275,35 @@ async def test_bad_settings_are_refused_at_once(model: Path, settings: dict[str,
         sgl.Runtime(str(model), **settings)
 
 
+async def test_loading_has_a_limit(model: Path) -> None:
+    runtime = make(model, launch_timeout=0.0001)
+    try:
+        with pytest.raises(sgl.BackendTimeout, match="raise launch_timeout"):
+            await ask.run(question="x", backend=runtime)
+    finally:
+        await runtime.aclose()
+
+
+async def test_the_tokenizer_may_be_elsewhere(model: Path, tmp_path: Path) -> None:
+    weights, words = await asyncio.to_thread(parted, model, tmp_path)
+    async with make(model) as whole:
+        expected = await ask.run(question="hello", backend=whole, temperature=0)
+    async with make(weights, tokenizer_path=str(words)) as there:
+        state = await ask.run(question="hello", backend=there, temperature=0)
+    assert state["answer"] == expected["answer"]
+
+
+def parted(model: Path, target: Path) -> tuple[Path, Path]:
+    """The model's weights and its tokenizer in folders of their own."""
+    weights, words = target / "weights", target / "words"
+    weights.mkdir()
+    words.mkdir()
+    for file in model.iterdir():
+        kind = words if "token" in file.name else weights
+        (kind / file.name).write_bytes(file.read_bytes())
+    return weights, words
+
+
 async def test_images_are_refused_before_anything_runs(runtime: sgl.Runtime) -> None:
     @sgl.function
     async def look(s: sgl.ProgramState) -> None:

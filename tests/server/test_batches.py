@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from .conftest import Serve, Served
+from .process import SMALL, ServerProcess
 
 CHAT = "/v1/chat/completions"
 
@@ -185,6 +188,46 @@ def test_a_folder_has_one_server(serve: Serve, tmp_path: Path) -> None:
 
 def test_without_a_folder_there_are_no_batches(served: Served) -> None:
     assert served.get("/v1/files").status_code == 501
+
+
+def test_lists_come_in_pages_newest_first(serve: Serve, tmp_path: Path) -> None:
+    served = serve(batch_folder=tmp_path)
+    batches = [begin(served, [ask("x")])["id"] for _ in range(3)]
+    for name in batches:
+        ended(served, name)
+    listed = [each["id"] for each in served.get("/v1/batches").json()["data"]]
+    assert sorted(listed) == sorted(batches)
+    first = served.get("/v1/batches?limit=2").json()
+    assert ([each["id"] for each in first["data"]], first["has_more"]) == (listed[:2], True)
+    assert (first["first_id"], first["last_id"]) == (listed[0], listed[1])
+    rest = served.get(f"/v1/batches?limit=2&after={first['last_id']}").json()
+    assert ([each["id"] for each in rest["data"]], rest["has_more"]) == (listed[2:], False)
+
+
+@pytest.mark.timeout(120)
+def test_a_batch_outlives_a_server_that_is_killed(
+    start: Callable[..., ServerProcess], tiny_model: Path, tmp_path: Path
+) -> None:
+    command = ("asyncsgl", "serve", "--model", str(tiny_model), "--port", "0", *SMALL)
+    command += ("--batch-folder", str(tmp_path), "--batch-concurrency", "2")
+    first = start(*command)
+    asks = [ask(f"number {index}", max_tokens=60, ignore_eos=True) for index in range(30)]
+    file = httpx.post(
+        f"{first.url}/v1/files", files={"file": ("asks", lines(asks))}, data={"purpose": "batch"}
+    ).json()["id"]
+    wanted = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    name = httpx.post(f"{first.url}/v1/batches", json=wanted).json()["id"]
+    while not httpx.get(f"{first.url}/v1/batches/{name}").json()["request_counts"]["completed"]:
+        pass
+    first.signal(signal.SIGKILL)
+    first.status()
+    second = start(*command)
+    while (batch := httpx.get(f"{second.url}/v1/batches/{name}").json())["status"] != "completed":
+        assert batch["status"] in ("in_progress", "finalizing")
+    assert batch["request_counts"] == {"total": 30, "completed": 30, "failed": 0}
+    output = httpx.get(f"{second.url}/v1/files/{batch['output_file_id']}/content").text
+    names = [json.loads(line)["custom_id"] for line in output.splitlines()]
+    assert sorted(names) == sorted(each["custom_id"] for each in asks)
 
 
 def test_files_come_and_go(serve: Serve, tmp_path: Path) -> None:

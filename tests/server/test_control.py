@@ -82,6 +82,29 @@ def test_metrics_carry_the_names_of_sglang(served: Served) -> None:
     assert all('model_name="tiny"' in line for line in lines if not line.startswith("#"))
 
 
+def test_metrics_count_requests_by_how_they_are_answered(serve: Serve) -> None:
+    served = serve(served_model_name="m")
+    served.generate()
+    served.post("/generate", text="x", sampling_params={"max_new_tokens": 3}, stream=True)
+    served.post("/generate", text="")
+    found = {
+        name: float(value)
+        for name, value in (
+            line.rsplit(" ", 1)
+            for line in served.get("/metrics").text.splitlines()
+            if not line.startswith("#")
+        )
+    }
+    label = 'model_name="m"'
+    for streaming in ("true", "false"):
+        assert found[f'sglang:num_requests_total{{is_streaming="{streaming}",{label}}}'] == 1
+    assert found[f'sglang:num_refused_requests_total{{{label},status="400"}}'] == 1
+    assert found[f"sglang:generation_tokens_total{{{label}}}"] == 11
+    for name in ("queue_time", "time_to_first_token", "e2e_request_latency"):
+        assert found[f"sglang:{name}_seconds_count{{{label}}}"] == 2
+    assert found[f"sglang:inter_token_latency_seconds_count{{{label}}}"] == 2
+
+
 def test_loads(served: Served) -> None:
     (load,) = served.get("/v1/loads").json()["loads"]
     assert load["num_running_reqs"] == load["num_waiting_reqs"] == 0

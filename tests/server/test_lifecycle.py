@@ -73,6 +73,48 @@ def test_a_second_signal_ends_at_once(
     assert server.status() == 130
 
 
+def test_the_drain_has_a_limit(start: Callable[..., ServerProcess], tiny_model: Path) -> None:
+    command = ("asyncsgl", "serve", "--model", str(tiny_model), "--port", "0", *SMALL)
+    server = start(*command, "--no-batches", "--drain-limit", "0.1")
+    many = {**LONG, "text": ["Once upon"] * 16, "stream": True}
+    with httpx.stream("POST", f"{server.url}/generate", json=many, timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        server.signal(signal.SIGTERM)
+        assert not ends_well(lines)
+    assert server.status() == 0
+
+
+def test_requests_are_refused_while_the_model_loads(tiny_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ("asyncsgl", "serve", "--model", str(tiny_model), "--port", str(port), *SMALL)
+    process = subprocess.Popen([sys.executable, "-m", *command, "--no-batches"])
+    url = f"http://127.0.0.1:{port}"
+    try:
+        first = first_answer(process, f"{url}/v1/models")
+        assert first.status_code == 503
+        assert first.headers["retry-after"]
+        assert "being loaded" in first.json()["error"]["message"]
+        assert httpx.get(f"{url}/metrics").status_code == 200
+        while httpx.get(f"{url}/ready").status_code == 503:
+            assert process.poll() is None
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def first_answer(process: subprocess.Popen[bytes], url: str) -> httpx.Response:
+    """The first answer of a server that starts."""
+    while True:
+        assert process.poll() is None
+        try:
+            return httpx.get(url, timeout=30)
+        except httpx.ConnectError:
+            continue
+
+
 def run(*command: str) -> tuple[int, str]:
     """The status and the error output of a command that does not serve."""
     done = subprocess.run(

@@ -87,6 +87,21 @@ def test_samples_come_prompt_by_prompt(served: Served) -> None:
     assert alone[0]["text"] != alone[1]["text"]
 
 
+def ids_of(answers: list[Any]) -> list[str]:
+    return [answer["meta_info"]["id"] for answer in answers]
+
+
+def test_ids_are_the_clients_and_differ(served: Served) -> None:
+    texts = ["Once upon", "The sea"]
+    assert served.generate(rid="one")["meta_info"]["id"] == "one"
+    assert ids_of(served.generate(texts, rid=["a", "b"])) == ["a", "b"]
+    assert ids_of(served.generate(texts, rid="many")) == ["many_0", "many_1"]
+    sampled = {"max_new_tokens": 1, "n": 2}
+    answers = served.generate(texts, rid="many", sampling_params=sampled)
+    assert ids_of(answers) == ["many_0_0", "many_0_1", "many_1_0", "many_1_1"]
+    assert len(set(ids_of([served.generate() for _ in range(3)]))) == 3
+
+
 def test_each_prompt_may_have_its_own_parameters(served: Served) -> None:
     params = [{"max_new_tokens": 1}, {"max_new_tokens": 3, "ignore_eos": True}]
     answers = served.generate(["a b", "c d"], sampling_params=params)
@@ -132,6 +147,26 @@ def test_a_stop_string_is_cut_unless_it_is_to_stay(served: Served) -> None:
         served.url, text="Once upon a time", sampling_params={**params, "no_stop_trim": True}
     )
     assert last["text"] == kept["text"]
+
+
+def test_the_first_of_several_stops_counts(served: Served) -> None:
+    text = served.generate()["text"]
+    early, late = text[3:5], text[8:10]
+    assert text.index(early) < text.index(late)
+    for stops in ([late, early], [early, late, "never"]):
+        answer = served.generate(sampling_params={**GREEDY, "stop": stops})
+        assert answer["text"] == text[: text.index(early)]
+        assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": early}
+
+
+def test_a_pattern_that_stopped_the_text_is_told(served: Served) -> None:
+    text = served.generate()["text"]
+    pattern = re.escape(text[4]) + "."
+    found = re.search(pattern, text)
+    assert found is not None
+    answer = served.generate(sampling_params={**GREEDY, "stop_regex": [pattern]})
+    assert answer["text"] == text[: found.start()]
+    assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": pattern}
 
 
 def test_a_stop_token_is_told_by_its_id(served: Served) -> None:
