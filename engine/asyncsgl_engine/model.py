@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .vision import VisionTower, check_eyes, has_eyes, load_vision
 
 __all__ = ["LoadedModel", "load_model", "reading", "wrap_model"]
 
+_reading_lock = Lock()
 _SEEN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -100,13 +102,16 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Read a model from a folder, without transformers' progress bars.
+    """Read a model from a folder, without transformers' progress bars; one thread at a time.
+
+    While transformers reads a model, its classes are changed for the whole process; two threads
+    that undo that out of turn would leave them so.
 
     Raises:
         ModelError: it cannot be read.
     """
     try:
-        with _quiet():
+        with _reading_lock, _quiet():
             yield
     except EngineError:
         raise

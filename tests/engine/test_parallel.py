@@ -34,7 +34,7 @@ from transformers import (
 from asyncsgl_engine.attention import TorchAttention
 from asyncsgl_engine.config import DeviceFacts, EngineConfig, ModelFacts
 from asyncsgl_engine.errors import ConfigError, ModelError, RankFailed
-from asyncsgl_engine.model import wrap_model
+from asyncsgl_engine.model import reading, wrap_model
 from asyncsgl_engine.parallel.group import Group, span
 from asyncsgl_engine.parallel.shards import divide
 from asyncsgl_engine.parallel.weights import draw
@@ -126,6 +126,21 @@ def test_parts_are_read_where_the_files_are_several(tmp_path: Path) -> None:
         found = built.get_parameter(name)
         assert torch.equal(found, expected[name][:, 48:].to(torch.bfloat16))
         assert found.untyped_storage().nbytes() == found.numel() * 2  # not a view of the whole
+
+
+def test_models_are_read_one_after_another(tmp_path: Path) -> None:
+    """Transformers changes its classes while it reads one, for all threads."""
+    with ThreadPoolExecutor(1) as other:
+
+        def read() -> str:
+            with reading(tmp_path):
+                return "read"
+
+        with reading(tmp_path):
+            waiting = other.submit(read)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.1)
+        assert waiting.result() == "read"
 
 
 class _Lonely:
