@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import compress
+from operator import attrgetter
 from typing import TypedDict
 
 from .errors import InvalidArgument
@@ -98,20 +100,14 @@ class SamplingParams:
     return_text_in_logprobs: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, bound in _BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None:
+        for name, value in zip(SAMPLING_FIELDS, _values(self), strict=True):
+            if value is None:
+                continue
+            bound = _BOUNDS.get(name)
+            if bound is not None:
                 bound.check(name, value)
-        for name in _SWITCHES:
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, bool):
-                raise InvalidArgument(name, f"must be True or False, got {value!r}")
-        for name, check in _STOPS.items():
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(map(check, _as_tuple(name, value))))
-        if self.logit_bias is not None:
-            object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+            else:
+                object.__setattr__(self, name, _checked(name, value))
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
             raise InvalidArgument(
                 "min_tokens",
@@ -130,7 +126,7 @@ class SamplingParams:
         """The names of the fields that are set."""
         if self is UNSET:
             return ()
-        return tuple(name for name in SAMPLING_FIELDS if getattr(self, name) is not None)
+        return tuple(compress(SAMPLING_FIELDS, [value is not None for value in _values(self)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +174,20 @@ _BOUNDS = {
     "top_logprobs_num": _Bound(True, 0, 1000),
 }
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
+_values: Callable[[SamplingParams], tuple[object, ...]] = attrgetter(*SAMPLING_FIELDS)
+"""The values of all fields in one go: every generation asks for them several times."""
+
+
+def _checked(field: str, value: object) -> object:
+    """The value of a field that is no number, in the form that is kept."""
+    if field == "logit_bias":
+        return _checked_bias(value)
+    check = _STOPS.get(field)
+    if check is not None:
+        return tuple(map(check, _as_tuple(field, value)))
+    if not isinstance(value, bool):
+        raise InvalidArgument(field, f"must be True or False, got {value!r}")
+    return value
 
 
 def _as_tuple(field: str, value: object) -> tuple[object, ...]:
@@ -211,7 +221,6 @@ def _stop_token(token: object) -> object:
     return token
 
 
-_SWITCHES = ("ignore_eos", "return_logprob", "return_text_in_logprobs")
 _STOPS = {"stop": _stop_text, "stop_regex": _stop_regex, "stop_token_ids": _stop_token}
 _TOKEN_ID = _Bound(True, 0)
 _BIAS = _Bound(False, -100, 100)

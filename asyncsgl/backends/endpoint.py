@@ -249,7 +249,7 @@ class RuntimeEndpoint(Backend):
     async def _prompt(self, request: GenRequest) -> tuple[str, ModelInfo]:
         """The prompt's text, and the model; refuses images for a model without eyes."""
         assert request.text is not None, "this backend wants text"
-        info = await self._model_info()
+        info = self._info or await self._model_info()
         if info.sees_images is False and any(
             isinstance(part, Media) for message in request.messages for part in message.parts
         ):
@@ -277,7 +277,7 @@ class RuntimeEndpoint(Backend):
         """The template that was set, or the server's own, or the one that fits the model's name."""
         if self.chat_template is not None:
             return self.chat_template
-        info = await self._model_info()
+        info = self._info or await self._model_info()
         return info.template or get_chat_template("default")
 
     async def get_server_info(self) -> dict[str, object]:

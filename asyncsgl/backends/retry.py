@@ -269,7 +269,8 @@ async def retried(
     """
     tries = _Tries(policy, cooldown, clock, on_retry, queued)
     while True:
-        await tries.ready()
+        if cooldown is not None and cooldown.remaining > 0:
+            await tries.ready()
         try:
             return await call()
         except BackendError as error:

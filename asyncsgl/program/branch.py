@@ -109,9 +109,9 @@ class Branch:
         self.claimed = False
         self.tolerated = False
         self.draft: Draft | None = None
-        self.listeners: list[Callable[[Branch], None]] = []
+        self.listeners: tuple[Callable[[Branch], None], ...] = ()
         self.parent: Branch | None = None
-        self.children: list[Branch] = []
+        self.children: tuple[Branch, ...] = ()
         self.origin: Mark = (0, 0)
         self.origin_role: Role | None = None
 
@@ -209,7 +209,7 @@ class Branch:
 
     def notify(self) -> None:
         """Tell the listeners that the branch has come to rest or has failed."""
-        listeners, self.listeners = self.listeners, []
+        listeners, self.listeners = self.listeners, ()
         for listener in listeners:
             listener(self)
 

@@ -115,7 +115,7 @@ class Interpreter:
         """Start ``children`` from ``parent`` where its queue ends now."""
         for child in children:
             child.parent = parent
-        parent.children.extend(children)
+        parent.children += tuple(children)
         self._busy += len(children)
         self.append(parent, [ForkPoint(tuple(children))])
 
@@ -424,7 +424,7 @@ class Interpreter:
                 rest.set_result(None)
 
         for child in left:
-            child.listeners.append(came_to_rest)
+            child.listeners += (came_to_rest,)
         await rest
         return failed[0] if failed else None
 

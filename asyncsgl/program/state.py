@@ -18,6 +18,7 @@ from ..lang.expr import (
     ScopeBegin,
     ScopeEnd,
     Select,
+    TextNode,
     flatten,
 )
 from ..lang.reasoning import reasoning_variable
@@ -57,7 +58,7 @@ class ProgramState:
         self._branch = branch
         self._door = door
         self._role: Role | None = None
-        self._scopes: list[str] = []
+        self._scopes: tuple[str, ...] = ()
         self._variables: dict[str, Variable] = {}
         self._forks = 0
         self._closed = False
@@ -84,9 +85,11 @@ class ProgramState:
 
     def _check(self, nodes: Sequence[Node]) -> None:
         """Refuse what has no meaning here, before anything is queued."""
-        role, scopes = self._role, list(self._scopes)
+        role, scopes = self._role, self._scopes
         for node in nodes:
             match node:
+                case TextNode():
+                    pass
                 case RoleBegin(role=begun):
                     if role is not None:
                         raise ProgramError(
@@ -107,9 +110,9 @@ class ProgramState:
                 case ScopeBegin(name=name) if name in scopes:
                     raise ProgramError(f"the scope {name!r} is open already")
                 case ScopeBegin(name=name):
-                    scopes.append(name)
+                    scopes = (*scopes, name)
                 case ScopeEnd(name=name):
-                    scopes.remove(name)
+                    scopes = tuple(scope for scope in scopes if scope != name)
                 case _:
                     pass
         self._role, self._scopes = role, scopes
@@ -323,7 +326,7 @@ class ProgramState:
     def _child(self, branch: Branch) -> ProgramState:
         child = ProgramState(self._run, branch, self._door)
         child._role = self._role
-        child._scopes = list(self._scopes)
+        child._scopes = self._scopes
         child._variables = dict(self._variables)
         return child
 
