@@ -9,6 +9,7 @@ import random
 import re
 import socket
 import statistics
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,7 @@ import pytest
 from asyncsgl_engine.server import Address
 from asyncsgl_engine.server.lifecycle import bind
 
+from .conftest import Serve
 from .process import SMALL, ServerProcess
 
 pytestmark = [
@@ -149,6 +151,14 @@ async def test_memory_stays_flat_however_many_and_large_the_refused_are(
     # It is below 1 where nothing stays. One body kept in two hundred shows, and so does a
     # twentieth of a body for each connection that is open.
     assert grown < 4, f"MiB after 800 MiB of refused bodies: {grown:.1f}"
+
+
+def test_no_thread_stands_between_a_request_and_the_engine(serve: Serve) -> None:
+    served = serve()
+    before = set(threading.enumerate())
+    served.generate()
+    come = {each.name for each in set(threading.enumerate()) - before}
+    assert not any("worker" in name for name in come), come
 
 
 async def test_small_pieces_of_an_answer_are_not_held_back() -> None:

@@ -77,7 +77,7 @@ async def _started(request: Request) -> Service:
     return service
 
 
-def _deadline(
+async def _deadline(  # a coroutine, for FastAPI sends plain functions to a thread
     x_request_timeout: Annotated[
         float | None, Header(gt=0, le=86400, description="seconds this request may take")
     ] = None,
