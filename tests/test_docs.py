@@ -103,6 +103,14 @@ def test_links_lead_to_files(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_includes_is_there(page: Path) -> None:
+    lines = [line for line in page.read_text("utf-8").splitlines() if line.startswith("--8")]
+    files = [re.fullmatch(r'--8<-- "(.+)"', line) for line in lines]
+    assert None not in files, lines
+    assert [file[1] for file in files if file and not (ROOT / file[1]).is_file()] == []
+
+
 def test_a_block_that_is_left_out_says_why() -> None:
     left_out = [block for page in PAGES for block in blocks(page) if block.mark == "not run"]
     assert [block for block in left_out if len(block.detail) < 10] == []

@@ -208,8 +208,8 @@ def test_lists_come_in_pages_newest_first(serve: Serve, tmp_path: Path) -> None:
 def test_a_batch_outlives_a_server_that_is_killed(
     start: Callable[..., ServerProcess], tiny_model: Path, tmp_path: Path
 ) -> None:
-    command = ("asyncsgl", "serve", "--model", str(tiny_model), "--port", "0", *SMALL)
-    command += ("--batch-folder", str(tmp_path), "--batch-concurrency", "2")
+    places = ("--batch-folder", str(tmp_path), "--batch-concurrency", "2")
+    command = ("asyncsgl", "serve", "--model", str(tiny_model), "--port", "0", *SMALL, *places)
     first = start(*command)
     asks = [ask(f"number {index}", max_tokens=60, ignore_eos=True) for index in range(30)]
     file = httpx.post(
