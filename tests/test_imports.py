@@ -42,6 +42,7 @@ ROWS = {
             "scheduler",
             "answer",
             "constraints",
+            "antechamber",
             "delivery",
         ),
         ("hub",),
@@ -59,7 +60,7 @@ ROWS = {
         ),
         ("native",),
         ("detokenizer", "tokenizer"),
-        ("regex_syntax", "grammar"),
+        ("regex_syntax", "schema_faults", "grammar"),
         (
             "device",
             "image_files",

@@ -5,22 +5,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from .errors import Closed, EngineError, InvalidRequest
+from .errors import EngineError, InvalidRequest
 from .plan import Mask
 from .request import Grammar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .grammar import CompiledGrammar, GrammarCompiler, GrammarState
 
-__all__ = ["Constraints", "Follower", "Masking"]
+__all__ = ["Compilation", "Constraints", "Follower", "Masking"]
 
-_STACK = 512 << 20
-"""Bytes of the compiling thread's stack, of which only what is used takes memory. The library
-recurses along chains of rules, and where the stack ends the process does: with the usual 8 MiB
-a schema of 75 KB could do that. The longest chain that `GrammarCompiler.MOST` lets through used
-less than a half of this."""
+_COMPILERS = 2
+_STACK_BYTES = 512 << 20
+"""Of a thread that compiles: rules that refer to one another are followed by recursion in native
+code, whose overflow would end the process: with the usual 8 MiB a schema of 75 KB could do that.
+The longest chain that `GrammarCompiler.MOST` lets through used less than a half of this. Only what
+is used takes memory."""
 
 
 class Follower:
@@ -71,55 +76,79 @@ class Masking:
             raise failed[row]
 
 
-class Constraints:
-    """Compiles grammars on one thread, and makes masks on another while the forward pass runs.
+class Compilation:
+    """A grammar on its way to being followed.
 
     Args:
-        make_compiler: called on the compiling thread when the first grammar comes.
+        grammar: what is compiled.
+        future: gives it compiled.
+    """
+
+    __slots__ = ("_future", "grammar")
+
+    def __init__(self, grammar: Grammar, future: Future[CompiledGrammar]) -> None:
+        self.grammar = grammar
+        self._future = future
+
+    def follow(self) -> Follower:
+        """A place at the start of the grammar; asked for once it is compiled.
+
+        Raises:
+            InvalidRequest: the grammar is malformed, too large, or uses what is not supported.
+            ConfigError: this model's tokenizer cannot follow grammars.
+        """
+        return Follower(self._future.result().new_state())
+
+    def give_up(self) -> None:
+        """Do not begin it, if it was not begun."""
+        self._future.cancel()
+
+
+class Constraints:
+    """Compiles grammars and makes masks, each on threads of their own.
+
+    Owned by the thread that steps. Compiling takes anything from a millisecond to seconds, so
+    it never waits for that; masks are made while the forward pass runs.
+
+    Args:
+        make_compiler: called when the first grammar comes, on a thread that compiles.
     """
 
     def __init__(self, make_compiler: Callable[[], GrammarCompiler]) -> None:
         self._make = make_compiler
+        self._making = threading.Lock()
         self._compiler: GrammarCompiler | None = None
         self._masks = ThreadPoolExecutor(1, thread_name_prefix="asyncsgl-masks")
-        self._compiling: ThreadPoolExecutor | None = None
-        self._under_way: dict[Grammar, Future[CompiledGrammar]] = {}
-        self._lock = threading.Lock()
-        self._closed = False
+        self._compilers = ThreadPoolExecutor(_COMPILERS, thread_name_prefix="asyncsgl-grammars")
+        self._done: SimpleQueue[Compilation] = SimpleQueue()
+        self._wake: Callable[[], None] = _nobody
 
-    def compiled(self, grammar: Grammar) -> Future[CompiledGrammar]:
-        """A grammar, compiled or about to be; once for all who ask meanwhile. Any thread may ask.
+    def when_compiled(self, wake: Callable[[], None]) -> None:
+        """Have something called each time that a compilation is done, on the thread it ran on."""
+        self._wake = wake
 
-        The future has InvalidRequest where the grammar is malformed or uses what is not
-        supported, and ConfigError where this model's tokenizer cannot follow grammars.
+    @property
+    def compiled(self) -> bool:
+        """Whether a compilation is done that was not taken yet."""
+        return not self._done.empty()
 
-        Raises:
-            Closed: the threads were ended.
-        """
-        with self._lock:
-            if self._closed:
-                raise Closed("the engine is shut down; make a new one")
-            if self._compiler is not None and (found := self._compiler.find(grammar)) is not None:
-                done: Future[CompiledGrammar] = Future()
-                done.set_result(found)
-                return done
-            future = self._under_way.get(grammar)
-            if future is not None:
-                return future
-            if self._compiling is None:
-                self._compiling = _deep_worker()
-            future = self._under_way[grammar] = self._compiling.submit(self._compile, grammar)
-        future.add_done_callback(lambda _: self._under_way.pop(grammar, None))
-        return future
+    def take_compiled(self) -> list[Compilation]:
+        """Compilations that are done, each once, well or not."""
+        return [self._done.get_nowait() for _ in range(self._done.qsize())]
 
-    def follow(self, grammar: Grammar) -> Follower:
-        """A place at the start of a grammar; waits for it where it is not compiled yet.
-
-        Raises:
-            InvalidRequest: the grammar is malformed or uses what is not supported.
-            ConfigError: this model's tokenizer cannot follow grammars.
-        """
-        return Follower(self.compiled(grammar).result().new_state())
+    def compile(self, grammar: Grammar) -> Compilation:
+        """Begin to compile a grammar; what was compiled lately is done at once."""
+        if self._compiler is not None and (found := self._compiler.find(grammar)):
+            known: Future[CompiledGrammar] = Future()
+            known.set_result(found)
+            compilation = Compilation(grammar, known)
+            self._done.put(compilation)
+            return compilation
+        with _deep_stacks():
+            future = self._compilers.submit(self._compile, grammar)
+        compilation = Compilation(grammar, future)
+        future.add_done_callback(lambda _: self._tell(compilation))
+        return compilation
 
     def begin(self, rows: Sequence[int], followers: Sequence[Follower]) -> Masking:
         """Start to fill the masks of some rows."""
@@ -129,17 +158,15 @@ class Constraints:
         return Masking(self._masks.submit(_fill, self._compiler, rows, states))
 
     def close(self) -> None:
-        """End the threads, after what they are at."""
-        with self._lock:
-            self._closed = True
+        """End the threads, after what they are doing."""
+        self._compilers.shutdown(cancel_futures=True)
         self._masks.shutdown()
-        if self._compiling is not None:
-            self._compiling.shutdown(cancel_futures=True)
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         try:
-            if self._compiler is None:
-                self._compiler = self._make()
+            with self._making:
+                if self._compiler is None:
+                    self._compiler = self._make()
             return self._compiler.compile(grammar)
         except EngineError:
             raise
@@ -148,16 +175,23 @@ class Constraints:
                 "grammar", f"{grammar.kind}: cannot be compiled ({type(error).__name__}: {error})"
             ) from error
 
+    def _tell(self, compilation: Compilation) -> None:
+        self._done.put(compilation)
+        self._wake()
 
-def _deep_worker() -> ThreadPoolExecutor:
-    """One thread with a deep stack."""
-    worker = ThreadPoolExecutor(1, thread_name_prefix="asyncsgl-grammars")
-    usual = threading.stack_size(_STACK)
+
+def _nobody() -> None:
+    pass
+
+
+@contextmanager
+def _deep_stacks() -> Iterator[None]:
+    """Threads that are started meanwhile get a deep stack."""
+    before = threading.stack_size(_STACK_BYTES)
     try:
-        worker.submit(int).result()  # the thread starts with its first work
+        yield
     finally:
-        threading.stack_size(usual)
-    return worker
+        threading.stack_size(before)
 
 
 def _fill(

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterable
 
 from .answer import Answer, TextTokenizer
+from .antechamber import Antechamber, Guest
 from .config import ResolvedConfig
 from .constraints import Constraints, Follower, Masking
 from .errors import EngineError, InvalidRequest, RankFailed, StepFailed
 from .plan import Outcome, Runner, Seat
 from .request import Delta, Request, TokenLogprob
 from .scheduler import Scheduled, Scheduler
+from .sequence import Sequence
 from .statistics import Statistics
 from .stops import compile_patterns
 
@@ -45,14 +47,20 @@ class EngineCore:
         self._scheduler = Scheduler(config)
         self._answers: dict[str, Answer] = {}
         self._followers: dict[str, Follower] = {}
+        self._antechamber = Antechamber(constraints)
         self._finished = self._aborted = self._failed = 0
         self._steps = self._computed = self._generated = 0
         self._busy_s = 0.0
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to compute."""
-        return bool(self._answers)
+        """Whether any request has not ended."""
+        return bool(self._answers) or len(self._antechamber) > 0
+
+    @property
+    def can_step(self) -> bool:
+        """Whether a step has something to do; not while all wait for their grammars."""
+        return bool(self._answers) or self._antechamber.ready
 
     def step(self, new: Iterable[Request] = (), cancelled: Iterable[str] = ()) -> list[Delta]:
         """Take requests in, drop cancelled ones, and run one forward pass.
@@ -70,7 +78,10 @@ class EngineCore:
         """
         begun = self._clock()
         deltas = [delta for name in cancelled if (delta := self._abort(name, begun))]
-        deltas += [delta for request in new if (delta := self._enter(request, begun))]
+        deltas += [delta for request in new if (delta := self._receive(request, begun))]
+        for guest, follower in self._antechamber.leaving():
+            delta = self._enter(guest, follower)
+            deltas += [delta] if delta is not None else []
         scheduled = self._scheduler.plan()
         if scheduled is not None:
             deltas += self._advance(scheduled, begun)
@@ -94,6 +105,9 @@ class EngineCore:
     def fail_all(self, error: EngineError) -> list[Delta]:
         """End every request with an error."""
         deltas = [self._fail(answer, error) for answer in list(self._answers.values())]
+        guests = self._antechamber.dismiss_all()
+        self._failed += len(guests)
+        deltas += [Delta(guest.request.request_id, error=error) for guest in guests]
         self._scheduler.clear_cache()
         return deltas
 
@@ -105,7 +119,8 @@ class EngineCore:
             pages_free=pool.free,
             pages_cached=pool.cached,
             pages_held=pool.held,
-            waiting=self._scheduler.waiting,
+            waiting=self._scheduler.waiting + len(self._antechamber),
+            compiling=len(self._antechamber),
             running=self._scheduler.running,
             finished=self._finished,
             aborted=self._aborted,
@@ -121,23 +136,32 @@ class EngineCore:
 
     # -- requests come and go ---------------------------------------------------------------
 
-    def _enter(self, request: Request, now: float) -> Delta | None:
-        name = request.request_id
+    def _receive(self, request: Request, now: float) -> Delta | None:
+        name, grammar = request.request_id, request.grammar
         try:
-            if name in self._answers:
+            if name in self._answers or name in self._antechamber:
                 raise InvalidRequest("request_id", f"{name!r} is in use by a running request")
             self._check_tokens(request)
-            patterns = compile_patterns(request.sampling.stop_regex)
-            follower = None
-            if request.grammar is not None:
-                follower = self._constraints.follow(request.grammar)
-            sequence = self._scheduler.add(request)
+            self._scheduler.check_length(request)
+            guest = Guest(request, compile_patterns(request.sampling.stop_regex), now)
         except EngineError as error:
             self._failed += 1
             return Delta(name, error=error)
+        if grammar is None:
+            return self._enter(guest, None)
+        self._antechamber.receive(guest, grammar)
+        return None
+
+    def _enter(self, guest: Guest, follower: Follower | EngineError | None) -> Delta | None:
+        """Queue a request whose grammar, if it has one, is compiled."""
+        name = guest.request.request_id
+        if isinstance(follower, EngineError):
+            self._failed += 1
+            return Delta(name, error=follower)
         if follower is not None:
             self._followers[name] = follower
-        self._answers[name] = Answer(sequence, self._tokenizer, patterns, now)
+        sequence = self._scheduler.add(guest.request)
+        self._answers[name] = Answer(sequence, self._tokenizer, guest.patterns, guest.arrived)
         return None
 
     def _check_tokens(self, request: Request) -> None:
@@ -154,12 +178,24 @@ class EngineCore:
                 raise InvalidRequest(field, f"token id {bad} is not in [0, {size - 1}]")
 
     def _abort(self, name: str, now: float) -> Delta | None:
+        if guest := self._antechamber.dismiss(name):
+            self._aborted += 1
+            return self._unseen(guest, now)
         answer = self._answers.get(name)
         if answer is None:
             return None
         answer.end("abort")
         self._leave(answer)
         self._aborted += 1
+        return answer.delta(now)
+
+    def _unseen(self, guest: Guest, now: float) -> Delta | None:
+        """The end of a request that was aborted before it was queued."""
+        request = guest.request
+        limit = self._config.sequence_limit
+        sequence = Sequence(request, 0, limit, tokens=list(request.prompt_ids))
+        answer = Answer(sequence, self._tokenizer, guest.patterns, guest.arrived)
+        answer.end("abort")
         return answer.delta(now)
 
     def _fail(self, answer: Answer, error: EngineError) -> Delta:

@@ -14,13 +14,13 @@ from .config import EngineConfig, ProfileOptions, ResolvedConfig
 from .delivery import Ticket, deliver
 from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded, RankFailed
 from .images import Prompt
-from .request import Completion, Delta, Finish, Grammar, Request, Sampling, TokenLogprob
+from .request import Completion, Delta, Finish, Request, Sampling, TokenLogprob
 from .statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .grammar import CompiledGrammar
+    from .core import EngineCore
     from .loading import Loaded, Progress
     from .profiling import Profile
     from .tokenizer import Tokenizer
@@ -59,7 +59,6 @@ class AsyncEngine:
         self._lock = threading.Condition()
         self._inbox = _Inbox()
         self._tickets: dict[str, Ticket] = {}
-        self._compiling: set[str] = set()  # requests whose grammar is not ready
         self._when_idle: list[Callable[[], None]] = []
         self._started: Future[None] | None = None
         self._thread: threading.Thread | None = None
@@ -224,11 +223,10 @@ class AsyncEngine:
             ticket = self._tickets.get(request_id)
             if ticket is None:
                 return
-            if not self._unseen(request_id):
+            if self._inbox.new.pop(request_id, None) is None:
                 self._inbox.aborted.add(request_id)
                 self._lock.notify()
                 return
-            self._forget(request_id)
             del self._tickets[request_id]
         deliver([(ticket, _never_begun(ticket.request))])
 
@@ -343,51 +341,13 @@ class AsyncEngine:
             self._refuse_if_closed()
             if name in self._tickets:
                 raise InvalidRequest("request_id", f"{name!r} is in use by a running request")
-            waiting = self.statistics().waiting + len(self._inbox.new) + len(self._compiling)
+            waiting = self.statistics().waiting + len(self._inbox.new)
             if waiting >= limit:
                 raise Overloaded(waiting, limit)
             self._tickets[name] = ticket
-            if request.grammar is not None:
-                self._compiling.add(name)
-            else:
-                self._inbox.new[name] = request
-                self._lock.notify()
-        if request.grammar is not None:
-            self._compile(ticket, request.grammar)
+            self._inbox.new[name] = request
+            self._lock.notify()
         return ticket
-
-    def _compile(self, ticket: Ticket, grammar: Grammar) -> None:
-        """Have a request's grammar compiled beside the engine's thread, which others wait for."""
-
-        def compiled(future: Future[CompiledGrammar]) -> None:
-            name = ticket.request.request_id
-            with self._lock:
-                if self._tickets.get(name) is not ticket:
-                    return
-                self._compiling.discard(name)
-                error = future.exception()
-                if error is None:
-                    self._inbox.new[name] = ticket.request
-                    self._lock.notify()
-                    return
-                del self._tickets[name]
-            assert isinstance(error, EngineError)
-            deliver([(ticket, Delta(name, error=error))])
-
-        try:
-            self._ready().constraints.compiled(grammar).add_done_callback(compiled)
-        except EngineError:
-            self._leave(ticket)
-            raise
-
-    def _unseen(self, name: str) -> bool:
-        """Whether a request has not come to the engine's thread yet; the lock is held."""
-        return name in self._inbox.new or name in self._compiling
-
-    def _forget(self, name: str) -> None:
-        """Take back a request that the engine's thread has not seen; the lock is held."""
-        self._inbox.new.pop(name, None)
-        self._compiling.discard(name)
 
     def _leave(self, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more."""
@@ -397,9 +357,7 @@ class AsyncEngine:
                 return
             del self._tickets[name]
             self._inbox.aborted.discard(name)
-            if self._unseen(name):
-                self._forget(name)
-            else:
+            if self._inbox.new.pop(name, None) is None:
                 self._inbox.left.add(name)
                 self._lock.notify()
 
@@ -437,6 +395,7 @@ class AsyncEngine:
                 self._started = None
             started.set_exception(error)
             return
+        loaded.constraints.when_compiled(self._wake)
         self._statistics = loaded.core.statistics()
         self._loaded = loaded
         started.set_result(None)
@@ -465,7 +424,7 @@ class AsyncEngine:
         """Wait for work and do one step of it; False when it is time to end."""
         core = loaded.core
         with self._lock:
-            while not (self._inbox or core.busy or self._when_idle or self._ends):
+            while not (self._inbox or core.can_step or self._ends or self._may_call(core)):
                 self._lock.wait()
             if self._ends:
                 return False
@@ -480,6 +439,14 @@ class AsyncEngine:
                 call()
         self._route([delta for delta in deltas if not _is_farewell(delta, inbox.left)])
         return True
+
+    def _may_call(self, core: EngineCore) -> bool:
+        """Whether somebody waits for idleness, and it has come."""
+        return bool(self._when_idle) and not core.busy
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._lock.notify()
 
     def _route(self, deltas: Sequence[Delta]) -> None:
         parcels: list[tuple[Ticket, Delta]] = []

@@ -10,17 +10,17 @@ import json
 import logging
 from collections import OrderedDict
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 from .errors import ConfigError, InternalError, InvalidRequest
 from .regex_syntax import UnsupportedRegex, translate_regex
+from .schema_faults import locate_fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from numpy.typing import NDArray
 
@@ -53,6 +53,15 @@ class GrammarVocabulary(Protocol):
         ...
 
 
+_MOST_GBNF_CHARS = 32 << 10
+"""Longest grammar in GBNF, which is translated in Python, in time that grows with the square."""
+_MOST_LOCATED_CHARS = 16 << 10
+"""Longest schema whose fault is looked for part by part."""
+_MOST_CACHED_CHARS = 1 << 20
+"""Of the sources of all grammars that are kept. Compiled, schemas and rules were seen to take up
+to 140 bytes a character, so the bound is one of about 150 MB."""
+
+
 _IN_UTF8 = (*range(0xC0), *range(0xC2, 0xF5))
 """The bytes that may stand in UTF-8; some vocabularies lack rare ones."""
 
@@ -63,7 +72,7 @@ class GrammarCompiler:
     Args:
         tokenizer: whose tokens the masks speak of.
         vocab_size: width of the model's logits, when it is more than the tokenizer's size.
-        cache_size: compiled grammars kept.
+        cache_size: compiled grammars kept, unless their sources are too large together.
         num_threads: threads that fill masks; None for most of the processors.
 
     Raises:
@@ -89,20 +98,13 @@ class GrammarCompiler:
         self._limits = LLParserLimits(verbose_errors=False)
         self._cache: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._cache_size = cache_size
+        self._cached_chars = 0
         self._lock = Lock()
 
     @property
     def mask_words(self) -> int:
         """Words of 32 bits in a row of a bit mask."""
         return -(-self._vocab_size // _WORD_BITS)
-
-    def find(self, grammar: Grammar) -> CompiledGrammar | None:
-        """A grammar that is compiled already."""
-        with self._lock:
-            found = self._cache.get(grammar)
-            if found is not None:
-                self._cache.move_to_end(grammar)
-            return found
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Compile a grammar, or find it compiled.
@@ -121,19 +123,25 @@ class GrammarCompiler:
             InvalidRequest: it is malformed or uses what is not supported; the message says what
                 and where.
         """
-        if (found := self.find(grammar)) is not None:
+        if found := self.find(grammar):
             return found
-        if (size := len(grammar.source)) > self.MOST:
-            raise InvalidRequest(
-                "grammar",
-                f"{grammar.kind}: {size:,} characters, and at most {self.MOST:,} are taken",
-            )
         compiled = CompiledGrammar(self._matcher(grammar), self._spells_all)
         with self._lock:
+            replaced = self._cache.pop(grammar, None)
             self._cache[grammar] = compiled
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
+            self._cached_chars += 0 if replaced else len(grammar.source)
+            while len(self._cache) > self._cache_size or self._cached_chars > _MOST_CACHED_CHARS:
+                dropped, _ = self._cache.popitem(last=False)
+                self._cached_chars -= len(dropped.source)
         return compiled
+
+    def find(self, grammar: Grammar) -> CompiledGrammar | None:
+        """A grammar that is compiled and kept; None if it is not."""
+        with self._lock:
+            found = self._cache.get(grammar)
+            if found is not None:
+                self._cache.move_to_end(grammar)
+            return found
 
     def allocate(self, rows: int) -> NDArray[np.int32]:
         """A bit mask that allows everything.
@@ -174,14 +182,29 @@ class GrammarCompiler:
             state.check()
 
     def _matcher(self, grammar: Grammar) -> LLMatcher:
+        _check_size(grammar)
         source = _definition(grammar)
         matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         if matcher.is_error():
-            shown = f" {grammar.source!r}" if grammar.kind == "regex" else ""
-            raise InvalidRequest("grammar", f"{grammar.kind}{shown}: {_tidy(matcher.get_error())}")
+            raise InvalidRequest("grammar", self._fault(grammar, _tidy(matcher.get_error())))
         for warning in matcher.get_grammar_warnings():
             _log.warning("grammar: %s: %s", grammar.kind, warning)
         return matcher
+
+    def _fault(self, grammar: Grammar, problem: str) -> str:
+        """What is wrong with a grammar, and where."""
+        if grammar.kind == "regex":
+            return f"regex {grammar.source!r}: {problem}"
+        if grammar.kind == "ebnf" or len(grammar.source) > _MOST_LOCATED_CHARS:
+            return f"{grammar.kind}: {problem}"
+
+        def judge(schema: Any) -> str:
+            return _tidied(
+                LLMatcher.validate_grammar(_json_definition(schema), limits=self._limits)
+            )
+
+        where, found = locate_fault(json.loads(grammar.source), judge)
+        return f"json_schema: at {where}: {found or problem}"
 
 
 class CompiledGrammar:
@@ -301,7 +324,7 @@ def _definition(grammar: Grammar) -> str:
             case "regex":
                 return LLMatcher.grammar_from_regex(translate_regex(grammar.source))
             case "json_schema":
-                return _json_definition(grammar.source)
+                return _json_definition(_parsed_schema(grammar.source))
             case "ebnf":
                 return grammar_from("ebnf", grammar.source)
     except UnsupportedRegex as error:
@@ -314,11 +337,31 @@ def _definition(grammar: Grammar) -> str:
         raise InvalidRequest("grammar", f"{grammar.kind}: {error}") from error
 
 
-def _json_definition(source: str) -> str:
+def _check_size(grammar: Grammar) -> None:
+    size, most = len(grammar.source), GrammarCompiler.MOST
+    if grammar.kind == "ebnf" and "::=" in grammar.source:
+        most = _MOST_GBNF_CHARS
+    if size > most:
+        raise InvalidRequest(
+            "grammar",
+            f"{grammar.kind}: {size:,} characters, and at most {most:,} are taken; "
+            "make it simpler, or loosen it and check the answer",
+        )
+
+
+def _parsed_schema(source: str) -> Any:
     schema = json.loads(source)
     if not isinstance(schema, dict | bool):
         raise ValueError("a JSON schema is an object, true or false")
+    return schema
+
+
+def _json_definition(schema: Any) -> str:
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_JSON_STYLE)  # type: ignore[arg-type]
+
+
+def _tidied(message: str) -> str:
+    return _tidy(message) if message else ""
 
 
 def _tidy(message: str) -> str:

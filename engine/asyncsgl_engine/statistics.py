@@ -17,6 +17,7 @@ class Statistics:
         pages_cached: pages only the prefix cache holds; they make room when needed.
         pages_held: pages running sequences hold.
         waiting: requests in the queue.
+        compiling: those of them whose grammar is being compiled.
         running: requests with a place in the batch.
         finished: requests that ended well.
         aborted: requests that were cancelled.
@@ -35,6 +36,7 @@ class Statistics:
     pages_cached: int
     pages_held: int
     waiting: int
+    compiling: int
     running: int
     finished: int
     aborted: int

@@ -33,6 +33,7 @@ def core_for(
     attention: AttentionBackend,
     graphs: int = 0,
     capture: Capture | None = None,
+    constraints: Constraints | None = None,
 ) -> EngineCore:
     """A core whose runner attends with `attention` and captures steps of up to `graphs` rows."""
     device = torch.device(config.device)
@@ -44,7 +45,8 @@ def core_for(
     def no_grammars() -> Any:
         raise AssertionError("no request here has a grammar")
 
-    return EngineCore(resolved, runner, Tokenizer(byte_tokenizer()), Constraints(no_grammars))
+    tokenizer = Tokenizer(byte_tokenizer())
+    return EngineCore(resolved, runner, tokenizer, constraints or Constraints(no_grammars))
 
 
 def workload(count: int, longest: int, output: int, seed: int = 0) -> list[Request]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from itertools import islice, pairwise, product
 from pathlib import Path
 from string import ascii_lowercase
@@ -12,12 +12,9 @@ from string import ascii_lowercase
 import pytest
 
 from asyncsgl_engine.config import EngineConfig
-from asyncsgl_engine.constraints import Constraints
 from asyncsgl_engine.engine import AsyncEngine
 from asyncsgl_engine.errors import Closed, InvalidRequest
-from asyncsgl_engine.grammar import CompiledGrammar, GrammarCompiler
 from asyncsgl_engine.request import Grammar, Request, Sampling
-from tests.engine.tiny_tokenizers import byte_level
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -69,10 +66,11 @@ async def test_long_chains_do_not_end_the_process(engine: AsyncEngine, grammar: 
     [
         (Grammar("json_schema", '{"a":' * 40_000), "too deeply"),
         (Grammar("json_schema", json.dumps({"enum": ["x" * 300_000]})), "at most 262,144"),
+        (Grammar("ebnf", 'root ::= "a"' + ' | "a"' * 8_000), "at most 32,768"),
         (Grammar("regex", "(" * 5000 + ")" * 5000), "too deep"),
         (Grammar("ebnf", "root ::= " + "(" * 5000 + '"a"' + ")" * 5000), "recursion"),
     ],
-    ids=["nested", "large", "regex", "ebnf"],
+    ids=["nested", "large", "gbnf", "regex", "ebnf"],
 )
 async def test_what_is_too_much_is_refused_and_the_engine_goes_on(
     engine: AsyncEngine, grammar: Grammar, said: str
@@ -127,6 +125,16 @@ async def test_an_abort_before_the_engine_saw_it(
     assert finish.prompt_tokens == 3
 
 
+async def test_flushing_waits_for_those_that_wait_for_their_grammar(engine: AsyncEngine) -> None:
+    waiting = asyncio.create_task(
+        engine.generate(Request("slow", tuple(b"x"), BRIEF, grammar=SLOW))
+    )
+    await asyncio.sleep(0)
+    assert await engine.flush_cache(wait=True)
+    assert engine.statistics().finished == 1
+    await waiting
+
+
 async def test_a_malformed_one_among_others_fails_alone(engine: AsyncEngine) -> None:
     sources = [r"\d{3}"] * 9 + ["("]
     requests = [
@@ -151,29 +159,3 @@ async def test_closing_does_not_leave_those_waiting_that_are_compiled(
     for task in waiting:
         with pytest.raises(Closed):
             await task
-
-
-class Counted(GrammarCompiler):
-    """Counts what it compiles."""
-
-    compiled = 0
-
-    def compile(self, grammar: Grammar) -> CompiledGrammar:
-        self.compiled += 1
-        return super().compile(grammar)
-
-
-@pytest.fixture
-def counted() -> Iterator[tuple[Constraints, Counted]]:
-    compiler = Counted(byte_level())
-    constraints = Constraints(lambda: compiler)
-    yield constraints, compiler
-    constraints.close()
-
-
-def test_the_same_grammar_is_compiled_once(counted: tuple[Constraints, Counted]) -> None:
-    constraints, compiler = counted
-    futures = [constraints.compiled(SLOW) for _ in range(50)]
-    assert len({id(future.result()) for future in futures}) == 1
-    constraints.follow(SLOW)
-    assert compiler.compiled == 1
