@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import StreamingResponse
 
 import asyncsgl as sgl
+
+Length = Annotated[int, Query(ge=1, le=2048, description="tokens at most")]
 
 
 @sgl.function
@@ -37,14 +40,14 @@ def make_app(backend: sgl.Backend | None = None) -> FastAPI:
     app = FastAPI(lifespan=lifespan)
 
     @app.get("/tell")
-    async def whole(request: Request, topic: str, length: int = 64) -> dict[str, str]:
+    async def whole(request: Request, topic: str, length: Length = 64) -> dict[str, str]:
         """The text, when it is done. A client that leaves does not stop it."""
         model: sgl.Backend = request.app.state.model
         state: sgl.State = await tell.run(topic=topic, length=length, backend=model)
         return {"text": state["text"]}
 
     @app.get("/stream")
-    async def pieces(request: Request, topic: str, length: int = 64) -> StreamingResponse:
+    async def pieces(request: Request, topic: str, length: Length = 64) -> StreamingResponse:
         """The text as it grows. A client that leaves ends the run, and its pages are free."""
         model: sgl.Backend = request.app.state.model
 

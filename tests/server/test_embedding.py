@@ -71,6 +71,9 @@ async def test_the_example_answers_and_stops_for_who_leaves(tiny_model: Path) ->
     async with client_of(app) as client:
         answer = await client.get("/tell", params={"topic": "bread", "length": 5})
         assert answer.json()["text"]
+        for length in (-3, 10**6):
+            refused = await client.get("/tell", params={"topic": "bread", "length": length})
+            assert refused.status_code == 422
         before = runtime.statistics()
         parameters: dict[str, Any] = {"topic": "bread", "length": 1500}
         async with client.stream("GET", "/stream", params=parameters) as stream:
