@@ -320,6 +320,11 @@ class AsyncEngine:
         """The settings as decided, once started."""
         return self._ready().config
 
+    @property
+    def fault(self) -> EngineError | None:
+        """Why the engine ended by itself, if it did; every call raises it from then on."""
+        return self._fault
+
     def _ready(self) -> Loaded:
         loaded = self._loaded
         if loaded is None:

@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 import pytest
+import torch
 
 from asyncsgl_engine.config import EngineConfig
 from asyncsgl_engine.engine import AsyncEngine
 from asyncsgl_engine.errors import Closed, ConfigError, RankFailed
 from asyncsgl_engine.request import Completion, Request, Sampling
+from asyncsgl_engine.server import create_app
+from asyncsgl_engine.server.settings import ServerSettings
 from tests.engine.direct import generate, workload
 from tests.engine.mix import Mix, assert_fits
 
@@ -214,14 +218,22 @@ async def test_bfloat16_and_a_shutdown_while_something_runs(
     assert ranks_of(os.getpid()) == before
 
 
+async def statuses(engine: AsyncEngine) -> list[int]:
+    """What a server of this engine says of its health and its readiness."""
+    transport = httpx.ASGITransport(create_app(engine, ServerSettings()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        return [(await client.get(path)).status_code for path in ("/health", "/ready")]
+
+
 # -- the end of a rank ---------------------------------------------------------------------------
 
 
 async def test_a_killed_rank_ends_what_runs(model_folder: Callable[[str], Path]) -> None:
-    before = ranks_of(os.getpid())
+    before, threads = ranks_of(os.getpid()), torch.get_num_threads()
     engine = AsyncEngine(settings(model_folder("llama"), 2))
     await engine.start()
     [rank] = ranks_of(os.getpid()) - before
+    assert await statuses(engine) == [200, 503]  # the server has not begun
     others = [
         asyncio.ensure_future(engine.generate(Request(f"r{number}", (1, 2, number), FOREVER)))
         for number in range(3)
@@ -240,9 +252,12 @@ async def test_a_killed_rank_ends_what_runs(model_folder: Callable[[str], Path])
         await engine.generate(Request("late", (1,), FOREVER))
     with pytest.raises(RankFailed, match=words):
         await engine.start()
+    assert isinstance(engine.fault, RankFailed)
+    assert await statuses(engine) == [503, 503]
     await engine.aclose()
     assert not {rank} & ranks_of(os.getpid())
     assert engine.statistics().failed >= 4
+    assert torch.get_num_threads() == threads
 
 
 async def test_a_rank_that_hangs_ends_what_runs(model_folder: Callable[[str], Path]) -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
-from typing import IO
 
 import torch
 
@@ -24,15 +19,13 @@ from ..config import ResolvedConfig
 from ..errors import RankFailed
 from ..plan import Plan
 from .group import Group
-from .wire import Kind, pack_plan, receive, send, send_json
+from .process import FAREWELL_S, RankProcess
+from .wire import Kind, pack_plan, send, send_json
 
 __all__ = ["Ranks", "Setup"]
 
 _LOADING_S = 3600.0
-_FAREWELL_S = 5.0
 _GATHER_S = 0.2
-_TAIL = 2000
-_PACKAGE = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +51,6 @@ class Setup:
     meeting: str
 
 
-@dataclass(slots=True)
-class _Rank:
-    """One process, the socket to it, and what it wrote."""
-
-    number: int
-    process: subprocess.Popen[bytes]
-    sock: socket.socket
-    log: IO[bytes]
-
-    def ending(self) -> str:
-        """How it ended, in words."""
-        try:
-            status = self.process.wait(_FAREWELL_S)
-        except subprocess.TimeoutExpired:
-            return "closed its connection but runs on"
-        if status < 0:
-            return f"was killed by signal {-status} ({signal.Signals(-status).name})"
-        size = self.log.seek(0, os.SEEK_END)
-        self.log.seek(max(0, size - _TAIL))
-        tail = self.log.read().decode(errors="replace").strip()
-        return f"ended with status {status}" + (f": {tail}" if tail else "")
-
-    @property
-    def title(self) -> str:
-        return f"tensor-parallel rank {self.number} (process {self.process.pid})"
-
-
 class Ranks:
     """The processes of ranks 1 and above. They end with this process, however it ends.
 
@@ -99,16 +65,19 @@ class Ranks:
     def __init__(self, size: int, threads: int, limit_s: float) -> None:
         self._limit_s = limit_s
         self._folder = tempfile.TemporaryDirectory(prefix="asyncsgl-ranks-")
-        self._others: list[_Rank] = []
+        self._others: list[RankProcess] = []
         self._device = torch.device("cpu")
         self._group: Group | None = None
         self._fault: RankFailed | None = None
         self._begun: float | None = None
         self._monitor: threading.Thread | None = None
+        self._closed = False
         self._wake, self._woken = socket.socketpair()
+        self._threads = torch.get_num_threads()  # the whole process's, which is the user's
+        torch.set_num_threads(threads)
         try:
             for number in range(1, size):
-                self._others.append(_start(number, threads))
+                self._others.append(RankProcess.start(number, threads))
         except BaseException:
             self.close()
             raise
@@ -178,7 +147,7 @@ class Ranks:
                 if not ready:
                     raise RankFailed(f"the ranks were not ready in {_LOADING_S:g} seconds")
                 for key, _ in ready:
-                    heard, body = _listen(key.data)
+                    heard, body = key.data.listen()
                     assert heard is kind, f"expected {kind.name}, heard {heard.name}"
                     answers.append(json.loads(body or b"{}"))
                     selector.unregister(key.fileobj)
@@ -218,12 +187,12 @@ class Ranks:
 
     def _explained(self, error: Exception) -> RankFailed:
         if self._monitor is not None:
-            self._monitor.join(_FAREWELL_S)  # it sees the end of a rank about when we do
+            self._monitor.join(FAREWELL_S)  # it sees the end of a rank about when we do
             if self._fault is not None:
                 return self._fault
         for rank in self._others:
             if rank.process.poll() is not None:
-                return _fault_of(rank)
+                return rank.fault()
         return RankFailed(
             f"the ranks are out of step: rank 0 failed ({type(error).__name__}: {error})"
         )
@@ -248,7 +217,8 @@ class Ranks:
                     )
         self._fault = fault
         on_fault(fault)
-        self._kill()
+        for rank in self._others:
+            rank.process.kill()
         if self._group is not None:
             self._group.abort()
 
@@ -258,13 +228,13 @@ class Ranks:
 
     def _first_fault(self, selector: DefaultSelector) -> RankFailed:
         """Why a rank ended, rather than how the others took it, which fail a moment later."""
-        found = []
+        found: list[RankProcess] = []
         while ready := selector.select(_GATHER_S):
             for key, _ in ready:
                 selector.unregister(key.fileobj)
                 if key.data is not None:
                     found.append(key.data)
-        faults = [_fault_of(rank) for rank in found]
+        faults = [rank.fault() for rank in found]
         gone = [
             fault
             for rank, fault in zip(found, faults, strict=True)
@@ -276,89 +246,18 @@ class Ranks:
 
     def close(self) -> None:
         """End the processes and wait for that, some seconds at most. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
         self._wake.close()
         if self._monitor is not None:
             self._monitor.join()
         for rank in self._others:
-            rank.sock.close()
-        deadline = time.monotonic() + _FAREWELL_S
+            rank.sock.close()  # which it takes for its end
+        deadline = time.monotonic() + FAREWELL_S
         for rank in self._others:
-            try:
-                rank.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                rank.process.kill()
-                rank.process.wait()
-            rank.log.close()
+            rank.end(deadline - time.monotonic())
         self._woken.close()
+        torch.set_num_threads(self._threads)
         self._group = None
         self._folder.cleanup()
-
-    def _kill(self) -> None:
-        for rank in self._others:
-            rank.process.kill()
-
-
-def _start(number: int, threads: int) -> _Rank:
-    """Start a rank's process, in a session of its own: the terminal's Ctrl-C is not for it."""
-    mine, its = socket.socketpair()
-    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the rank
-    try:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            _command(its.fileno()),
-            pass_fds=[its.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=_environment(threads),
-        )
-    except BaseException:
-        mine.close()
-        log.close()
-        raise
-    finally:
-        its.close()
-    return _Rank(number, process, mine, log)
-
-
-def _command(descriptor: int) -> Sequence[str]:
-    return [
-        *(sys.executable, "-P", "-m", "asyncsgl_engine.parallel.worker"),
-        *(str(descriptor), str(os.getpid())),
-    ]
-
-
-def _environment(threads: int) -> dict[str, str]:
-    folders = [str(_PACKAGE), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(folder for folder in folders if folder),
-        "OMP_NUM_THREADS": str(threads),
-    }
-
-
-def _listen(rank: _Rank) -> tuple[Kind, bytes]:
-    """The next frame of a rank.
-
-    Raises:
-        RankFailed: it failed, or is gone.
-    """
-    try:
-        frame = receive(rank.sock)
-    except OSError:
-        frame = None
-    if frame is None:
-        raise RankFailed(f"{rank.title} {rank.ending()}")
-    kind, body = frame
-    if kind is Kind.FAILED:
-        raise RankFailed(f"{rank.title} failed: {body.decode(errors='replace')}")
-    return frame
-
-
-def _fault_of(rank: _Rank) -> RankFailed:
-    """Why a rank speaks, or is silent for ever: while steps run it has nothing else to say."""
-    try:
-        kind, _ = _listen(rank)
-    except RankFailed as fault:
-        return fault
-    return RankFailed(f"{rank.title} sent {kind.name} out of turn")

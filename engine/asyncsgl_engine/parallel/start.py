@@ -54,8 +54,6 @@ class Start:
         threads = self._config.threads_of_rank(self._facts)
         ranks = Ranks(self._config.tp_size, threads, self._config.watchdog_timeout)
         try:
-            if self._device.type == "cpu":
-                torch.set_num_threads(threads)
             yield ranks
         except BaseException:
             ranks.close()

@@ -89,9 +89,10 @@ def _internal_state(service: Service) -> dict[str, Any]:
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """Whether the server is there, its model loaded, and not on its way out; instant."""
+    """Whether the server is there, its model loaded, its engine well, not on its way out; instant."""
     service = served_by(request)
-    return Response(status_code=503 if service.draining or service.starting else 200)
+    ill = service.draining or service.starting or service.engine.fault is not None
+    return Response(status_code=503 if ill else 200)
 
 
 @router.get("/ready")

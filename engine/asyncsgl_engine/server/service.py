@@ -97,7 +97,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests can be answered now."""
-        return self._started and not self.draining
+        return self._started and not self.draining and self.engine.fault is None
 
     async def start(self) -> None:
         """Start the engine, once.
