@@ -302,6 +302,43 @@ def test_forced_tokens_are_the_only_ones_their_masks_allow(name: str) -> None:
     assert state_of(name, "regex", "(a|b)c").forced_tokens() == []
 
 
+# Places where a forced piece may or may not be one token with what follows it.
+SEAMS = {
+    r'The (capital|river) is "[A-Z][a-z]{2,8}", they say': [
+        'The capital is "Paris", they say',
+        'The river is "Seine", they say',
+    ],
+    r'say: "(yes|no)"': ['say: "yes"', 'say: "no"'],
+    r"x = \d+;  y = \d+;": ["x = 12;  y = 345;"],
+    r"name:  ?[a-z ]+\.": ["name: a b.", "name:  of the."],
+    r"\n\n- [a-z]+\n\n- [a-z]+": ["\n\n- one\n\n- two"],
+    r"https://www\.[a-z]+\.com/(index|main)\.html": ["https://www.the.com/main.html"],
+}
+PEOPLE: list[dict[str, Any]] = [
+    {"name": "Bob", "age": 3, "tags": ["a", "b"]},
+    {"name": "Éa", "age": 130},
+    {"name": "", "age": 0, "tags": []},
+    {"name": " the ", "age": 12, "tags": ["", "n"]},
+]
+
+
+def test_forced_tokens_are_those_that_the_tokenizer_makes_of_the_text() -> None:
+    cases = [("regex", pattern, text) for pattern, texts in SEAMS.items() for text in texts]
+    cases += [("regex", pattern, text) for pattern, texts in REGEXES.items() for text in texts]
+    people = [json.dumps(person, ensure_ascii=False) for person in PEOPLE]
+    cases += [("json_schema", json.dumps(PERSON), text) for text in people]
+    forced = 0
+    for kind, source, text in cases:
+        tokens = smollm2().encode(text, add_special_tokens=False)
+        state = state_of("smollm2", kind, source)
+        for index, token in enumerate(tokens):
+            run = state.forced_tokens()
+            assert run == tokens[index : index + len(run)], (source, text)
+            forced += len(run)
+            state.accept(token)
+    assert forced > 200
+
+
 def test_a_state_does_not_disturb_another() -> None:
     compiled = compiler("smollm2").compile(Grammar("regex", "ab"))
     one, other = compiled.new_state(), compiled.new_state()
