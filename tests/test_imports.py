@@ -41,12 +41,9 @@ ROWS = {
             "sequence",
             "scheduler",
             "answer",
-            "background",
             "constraints",
             "antechamber",
             "delivery",
-            "flight",
-            "isolation",
         ),
         ("hub",),
         (
@@ -90,6 +87,7 @@ NO_TORCH += ["core", "engine", "__init__"]
 MAY_IMPORT_THE_ENGINE = (
     "asyncsgl.backends.engine_calls",
     "asyncsgl.backends.runtime",
+    "asyncsgl.backends.runtime_images",
     "asyncsgl.backends.runtime_server",
     "asyncsgl.cli",
     "asyncsgl.launch_server",

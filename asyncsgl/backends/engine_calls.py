@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from asyncsgl_engine import errors as engine_errors
+from asyncsgl_engine.images import Prompt
 from asyncsgl_engine.request import Completion as EngineCompletion
 from asyncsgl_engine.request import Delta as EngineDelta
 from asyncsgl_engine.request import Finish, Grammar, Sampling
@@ -57,9 +58,7 @@ def translated(
     return kind(str(error), backend=backend, request_id=request_id)
 
 
-def engine_requests(
-    request: GenRequest, prompt_ids: Sequence[int], *, stream: bool
-) -> list[EngineRequest]:
+def engine_requests(request: GenRequest, prompt: Prompt, *, stream: bool) -> list[EngineRequest]:
     """One request for each of the ``n`` answers; they share the prompt's pages.
 
     Raises:
@@ -73,13 +72,14 @@ def engine_requests(
     return [
         EngineRequest(
             request.request_id if count == 1 else f"{request.request_id}-{index}",
-            tuple(prompt_ids),
+            prompt.ids,
             _sampling(request, index),
             grammar,
             stream,
             return_logprob=bool(params.return_logprob or params.top_logprobs_num or wants_prompt),
             logprob_start_len=-1 if params.logprob_start_len is None else params.logprob_start_len,
             top_logprobs_num=params.top_logprobs_num or 0,
+            images=prompt.images,
         )
         for index in range(count)
     ]

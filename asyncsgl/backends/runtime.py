@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,12 +33,14 @@ from ..types import (
 )
 from .base import Backend, Capabilities
 from .joined_stream import joined, together
+from .runtime_images import RuntimeImages, checked_settings, images_of
 from .runtime_server import RuntimeServer
 
 with needs("engine"):
     from asyncsgl_engine.config import EngineConfig
     from asyncsgl_engine.engine import AsyncEngine
     from asyncsgl_engine.errors import ConfigError, EngineError
+    from asyncsgl_engine.images import Prompt
     from asyncsgl_engine.request import Completion as EngineCompletion
     from asyncsgl_engine.request import Finish, Sampling
     from asyncsgl_engine.request import Request as EngineRequest
@@ -70,14 +72,12 @@ _CAPABILITIES = Capabilities(
             "regex",
             "json_schema",
             "ebnf",
+            "image",
             *SAMPLING_FIELDS,
         )
     ),
     emulated=frozenset(("reasoning",)),
-    hints={
-        "image": "the local engine runs text models",
-        "video": "the local engine runs text models",
-    },
+    hints={"video": "append its frames as images"},
     wants_text=True,
 )
 _INLINE_CHARACTERS = 4096
@@ -101,7 +101,8 @@ class Runtime(Backend):
         launch_timeout: seconds that loading may take.
         progress: called with a stage and a fraction while the model loads.
         serve: serve HTTP, on a free port where ``port`` is left out.
-        server_settings: of the server, by their names: ``api_key``, ``request_timeout`` ….
+        server_settings: of the server, by their names: ``api_key``, ``request_timeout`` …. Images
+            that a program names by URL are fetched from its ``allow_media_domains`` only.
         **engine_config: settings of the engine, by SGLang's names: ``page_size``, ``dtype``,
             ``max_running_requests``, ``chunked_prefill_size``, ``context_length`` ….
 
@@ -151,8 +152,10 @@ class Runtime(Backend):
         self._trace = Path(tempfile.gettempdir()) / "asyncsgl.trace.json"
         self._ready = False
         self._model_template: ChatTemplate | None = None
+        settings = checked_settings(server_settings)
+        self._images = RuntimeImages(settings, self.name)
         self._server = (
-            RuntimeServer(self.engine, host, port or 0, log_level, server_settings)
+            RuntimeServer(self.engine, host, port or 0, log_level, settings)
             if serve or port is not None
             else None
         )
@@ -160,8 +163,12 @@ class Runtime(Backend):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the engine can do."""
-        return _CAPABILITIES
+        """What the engine can do; whether images, the model decides once it is loaded."""
+        if not self._ready or self.engine.reads_images:
+            return _CAPABILITIES
+        hint = f"the model {self.model_path!r} reads text only"
+        hints = dict.fromkeys(("image", "video"), hint)
+        return replace(_CAPABILITIES, native=_CAPABILITIES.native - {"image"}, hints=hints)
 
     @property
     def endpoint(self) -> Runtime:
@@ -227,7 +234,7 @@ class Runtime(Backend):
         """Answer one request; see :meth:`Backend.generate`."""
         await self.start()
         with self._translating(request.request_id):
-            calls = engine_requests(request, await self._encoded(request), stream=False)
+            calls = engine_requests(request, await self._prompt(request), stream=False)
             done = await together([self.engine.generate(call) for call in calls])
         completions = [completion_of(request, answer, self._token_text) for answer in done]
         return self._generation(request, completions, [answer.finish for answer in done])
@@ -236,7 +243,7 @@ class Runtime(Backend):
         """Answer one request piece by piece; see :meth:`Backend.stream`."""
         await self.start()
         with self._translating(request.request_id):
-            calls = engine_requests(request, await self._encoded(request), stream=True)
+            calls = engine_requests(request, await self._prompt(request), stream=True)
             answers = [Assembly(call.request_id) for call in calls]
             shown = self._token_text if request.sampling.return_text_in_logprobs else None
             async with aclosing(joined([self.engine.stream(call) for call in calls])) as deltas:
@@ -255,12 +262,12 @@ class Runtime(Backend):
         """Score all choices in one batch; see :meth:`Backend.score`."""
         await self.start()
         with self._translating(request.request_id):
-            prefix = await self._encoded(request)
-            given = [await self._continued(request, prefix, choice) for choice in choices]
-            alone = [self._unprompted(ids[start:]) for ids, start in given] if unconditional else []
+            prefix = await self._prompt(request)
+            given = [await self._continued(request, prefix.ids, choice) for choice in choices]
+            alone = [self._unprompted(prompt.ids[start:]) for prompt, start in given]
             calls = [
-                _scoring(f"{request.request_id}-{index}", ids, start)
-                for index, (ids, start) in enumerate([*given, *alone])
+                _scoring(f"{request.request_id}-{index}", prompt, start)
+                for index, (prompt, start) in enumerate([*given, *(alone if unconditional else ())])
             ]
             done = await together([self.engine.generate(call) for call in calls])
         logprobs = [_logprobs(answer) for answer in done]
@@ -271,7 +278,7 @@ class Runtime(Backend):
             tuple(
                 ChoiceScore(
                     choice,
-                    tuple(given[index][0][given[index][1] :]),
+                    given[index][0].ids[given[index][1] :],
                     logprobs[index],
                     logprobs[count + index] if unconditional else None,
                 )
@@ -290,38 +297,47 @@ class Runtime(Backend):
         """Compute the request's prompt and leave it in the prefix cache."""
         await self.start()
         with self._translating(request.request_id):
-            ids = await self._encoded(request)
+            prompt = await self._prompt(request)
             sampling = Sampling(max_new_tokens=0)
-            await self.engine.generate(EngineRequest(request.request_id, tuple(ids), sampling))
+            await self.engine.generate(
+                EngineRequest(request.request_id, prompt.ids, sampling, images=prompt.images)
+            )
 
     async def _continued(
         self, request: GenRequest, prefix: Sequence[int], choice: str
-    ) -> tuple[list[int], int]:
-        """The tokens of prompt and choice, and where the choice's own begin.
+    ) -> tuple[Prompt, int]:
+        """Prompt and choice, and where the choice's own tokens begin.
 
         Text that follows a prompt can change how the prompt's end is split into tokens, so
         the choice begins where the token ids of the two first differ.
         """
-        ids = list(await self._encode((request.text or "") + choice))
+        prompt = await self._prompt(request, choice)
         start = 0
-        for mine, theirs in zip(prefix, ids, strict=False):
+        for mine, theirs in zip(prefix, prompt.ids, strict=False):
             if mine != theirs:
                 break
             start += 1
-        start = min(start, len(ids) - 1)
-        return (ids, start) if start else self._unprompted(ids)
+        start = min(start, len(prompt.ids) - 1)
+        return (prompt, start) if start else self._unprompted(prompt.ids)
 
-    def _unprompted(self, ids: Sequence[int]) -> tuple[list[int], int]:
+    def _unprompted(self, ids: Sequence[int]) -> tuple[Prompt, int]:
         """Tokens with nothing before them: after the token that begins (or ends) a text."""
         tokenizer = self.engine.tokenizer
         begin = tokenizer.bos_token or tokenizer.eos_token
         first = tokenizer.encode(begin, add_special_tokens=False) if begin else [ids[0]]
-        return [*first, *ids], len(first)
+        return Prompt((*first, *ids)), len(first)
 
-    async def _encoded(self, request: GenRequest) -> Sequence[int]:
+    async def _prompt(self, request: GenRequest, more: str = "") -> Prompt:
+        """A request's text, and more text after it, with its images."""
         assert request.text is not None, "this backend wants text"
-        ids = await self._encode(request.text)
-        return ids or self._unprompted([])[0]
+        text = request.text + more
+        images = images_of(request)
+        if images:
+            self.check(request)  # it may have been asked before the model was loaded
+            files = [await self._images.file(image) for image in images]
+            return await self.engine.prompt(text, files)
+        ids = await self._encode(text)
+        return Prompt(tuple(ids)) if ids else self._unprompted([])[0]
 
     async def _encode(self, text: str) -> Sequence[int]:
         encode = self.engine.tokenizer.encode
@@ -450,14 +466,15 @@ def _template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
     return JinjaTemplate(source, dict(tokenizer.special_tokens)) if source else None
 
 
-def _scoring(request_id: str, ids: Sequence[int], start: int) -> EngineRequest:
+def _scoring(request_id: str, prompt: Prompt, start: int) -> EngineRequest:
     """A request that generates nothing and gives the logprobs from ``start`` on."""
     return EngineRequest(
         request_id,
-        tuple(ids),
+        prompt.ids,
         Sampling(max_new_tokens=0),
         return_logprob=True,
         logprob_start_len=start,
+        images=prompt.images,
     )
 
 

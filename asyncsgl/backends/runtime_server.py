@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .._optional import needs
@@ -13,6 +12,7 @@ from ..errors import InvalidArgument
 if TYPE_CHECKING:
     from asyncsgl_engine.engine import AsyncEngine
     from asyncsgl_engine.server.lifecycle import BackgroundServer
+    from asyncsgl_engine.server.settings import ServerSettings
 
 __all__ = ["RuntimeServer"]
 
@@ -25,10 +25,10 @@ class RuntimeServer:
         host: the interface.
         port: 0 takes a free one.
         log_level: of the server's log.
-        settings: of the server, by their names: ``api_key``, ``request_timeout`` ….
+        settings: of the server.
 
     Raises:
-        InvalidArgument: a setting is unknown or out of its range.
+        InvalidArgument: the address is out of its range.
         MissingDependency: the extra ``serve`` is not installed.
     """
 
@@ -38,21 +38,19 @@ class RuntimeServer:
         host: str,
         port: int,
         log_level: str,
-        settings: Mapping[str, object] | None,
+        settings: ServerSettings,
     ) -> None:
         from asyncsgl_engine.errors import ConfigError
-        from asyncsgl_engine.server.settings import Address, ServerSettings
+        from asyncsgl_engine.server.settings import Address
 
         self._engine = engine
         self._lock = threading.Lock()
         self._server: BackgroundServer | None = None
         try:
             self._address = Address(host, port, log_level)
-            self._settings = ServerSettings(**dict(settings or {}))  # type: ignore[arg-type]
         except ConfigError as error:
             raise _invalid(error) from error
-        except TypeError as error:
-            raise InvalidArgument("server_settings", f"no such setting: {error}") from error
+        self._settings = settings
 
     @property
     def url(self) -> str | None:

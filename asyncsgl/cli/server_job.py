@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidArgument, MissingDependency, UnsupportedFeature
+from ..errors import InvalidArgument, MissingDependency
 
 if TYPE_CHECKING:
     from asyncsgl_engine.config import EngineConfig
@@ -52,9 +52,6 @@ class ServerJob:
             InvalidArgument: a setting is out of its range, or the address is in use.
             MissingDependency: the extras are not installed.
         """
-        for name in ("allow_local_media", "allow_media_domains"):
-            if self.server.get(name):
-                raise UnsupportedFeature("the server", name, "its models read text only")
         try:
             import fastapi  # noqa: F401 - asked for before anything is loaded
             import uvicorn  # noqa: F401

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import ProgramError
@@ -116,6 +117,9 @@ _MARK = "\ue000asyncsgl-open\ue001"
 the space is gone the template strips turns, and a stripped turn is what the model knows."""
 
 
+_PROBE = "a probing word"
+
+
 @dataclass(frozen=True, slots=True)
 class JinjaTemplate:
     """A model's own template in the Jinja language, rendered in a sandbox.
@@ -142,21 +146,27 @@ class JinjaTemplate:
         start = 0
         for index, message in enumerate(messages):
             if message.role is None:
-                pieces += [self._turns(messages[start:index], open_last=False), message.text]
+                pieces += [self._turns(messages[start:index], open_last=False), self._raw(message)]
                 start = index + 1
         pieces.append(self._turns(messages[start:], open_last=continue_assistant))
         return "".join(pieces)
 
+    def _raw(self, message: Message) -> str:
+        """Text outside of turns, which no template sees."""
+        token = self.special_tokens.get("image_token", "<image>")
+        return "".join(part if isinstance(part, str) else token for part in message.parts)
+
     def _turns(self, messages: Sequence[Message], *, open_last: bool) -> str:
         if not messages:
             return ""
+        listed = _wants_parts(self.source)
         if not open_last:
-            return self._jinja([_as_dict(message) for message in messages])
+            return self._jinja([_as_dict(message, listed) for message in messages])
         *before, last = messages
-        turns = [_as_dict(message) for message in before]
+        turns = [_as_dict(message, listed) for message in before]
         if not any(last.parts):
             return self._jinja(turns, add_generation_prompt=True)
-        turns.append(_as_dict(Message("assistant", (*last.parts, f"{_MARK} "))))
+        turns.append(_as_dict(Message("assistant", (*last.parts, f"{_MARK} ")), listed))
         text, mark, rest = self._jinja(turns).rpartition(_MARK)
         if not mark or not _shows(text, last):
             raise ProgramError(
@@ -200,15 +210,40 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _as_dict(message: Message) -> dict[str, object]:
-    """A message as templates know it: text content, or a list when there is media."""
-    if all(isinstance(part, str) for part in message.parts):
+def _as_dict(message: Message, listed: bool) -> dict[str, object]:
+    """A message as templates know it: a text, or a list of parts when there is media.
+
+    Args:
+        message: a turn.
+        listed: the template wants a list of every turn.
+    """
+    if not listed and all(isinstance(part, str) for part in message.parts):
         return {"role": message.role, "content": message.text}
-    content = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind}
-        for part in message.parts
-    ]
+    content: list[dict[str, str]] = []
+    for kind, parts in groupby(message.parts, lambda part: isinstance(part, str)):
+        if kind:  # one part, as templates put something between two
+            content.append({"type": "text", "text": "".join(map(str, parts))})
+        else:
+            content += [{"type": part.kind} for part in parts if isinstance(part, Media)]
     return {"role": message.role, "content": content}
+
+
+@functools.lru_cache(maxsize=32)
+def _wants_parts(source: str) -> bool:
+    """Whether a template shows a turn's text only where it comes in a list of parts.
+
+    Templates of models that read images often go through a turn's parts, and show nothing of a
+    turn that is a text.
+    """
+
+    def shows(content: object) -> bool:
+        turn = {"role": "user", "content": content}
+        try:
+            return _PROBE in _compiled(source).render(messages=[turn], bos_token="", eos_token="")
+        except Exception:  # noqa: BLE001 - whatever it fails with, it does not show it
+            return False
+
+    return not shows(_PROBE) and shows([{"type": "text", "text": _PROBE}])
 
 
 @functools.lru_cache(maxsize=32)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .core import EngineCore
     from .loading import Loaded, Progress
+    from .multimodal import ImageReader
     from .profiling import Profile
     from .tokenizer import Tokenizer
 
@@ -144,10 +145,28 @@ class AsyncEngine:
             Overloaded: too many prompts wait for their images, or too much memory is taken.
             Closed: the engine was shut down.
         """
-        reader = self._ready().images
-        if isinstance(reader, str):
-            raise InvalidRequest("images", reader)
-        return await reader.prompt(given, images)
+        return await self._image_reader(len(images)).prompt(given, images)
+
+    def check_images(self, count: int) -> None:
+        """Refuse images before they are read.
+
+        Args:
+            count: of one prompt.
+
+        Raises:
+            InvalidRequest: the model reads none, or not so many.
+        """
+        self._image_reader(count)
+
+    def _image_reader(self, count: int) -> ImageReader:
+        loaded = self._ready()
+        most = loaded.config.max_images
+        if isinstance(loaded.images, str):
+            raise InvalidRequest("images", loaded.images)
+        if count > most:
+            problem = f"a prompt has {count} images, at most {most} are read (max_images)"
+            raise InvalidRequest("images", problem)
+        return loaded.images
 
     async def generate(self, request: Request) -> Completion:
         """Run one request to its end. Cancelling this aborts it within one step.
@@ -478,7 +497,11 @@ class AsyncEngine:
         )
         loaded.core.fail_all(self._farewell())
         self._statistics = loaded.core.statistics()
-        loaded.resources.close()
+        loaded.constraints.close()
+        if not isinstance(loaded.images, str):
+            loaded.images.close()
+        if loaded.ranks is not None:
+            loaded.ranks.close()
         if self._profile is not None:
             self._profile.drop()
         self._loaded = None

@@ -114,10 +114,6 @@ class ImageReader:
         return Prompt(tuple(made), tuple(placed))
 
     def _check_count(self, places: int, images: int) -> None:
-        most = self._config.max_images
-        if images > most:
-            problem = f"a prompt has {images} images, at most {most} are read (max_images)"
-            raise InvalidRequest("images", problem)
         if places != images:
             raise InvalidRequest(
                 "images",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from .config import ResolvedConfig
 from .errors import InternalError, PromptTooLong
-from .plan import DRAWN, PageCopy, Plan, Row
+from .plan import PageCopy, Plan, Row
 from .request import Request
 from .sequence import Sequence
 from .sharing import Leaders, Sharing
@@ -131,36 +130,23 @@ class Scheduler:
             raise PromptTooLong(len(request.prompt_ids), self._limit - spare, reason)
 
     def append(self, sequence: Sequence, token: int) -> None:
-        """Tell which token a step drew for a sequence, or which one follows without that."""
+        """Tell which token follows in a running sequence."""
         sequence.append(token)
-        if sequence.drawing:
-            sequence.drawing -= 1
 
-    def force(self, sequence: Sequence, token: int) -> None:
-        """Tell which token follows, whatever a step under way draws in its place."""
-        sequence.append(token)
-        sequence.drawing = 0
-
-    def remove(self, sequence: Sequence, keep: bool = True) -> None:
-        """Forget a sequence, finished or not.
-
-        Args:
-            keep: let its computed pages stay cached; else only those that others use too.
-        """
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, finished or not; its computed pages stay cached."""
         if sequence.slot >= 0:
-            self._unseat(sequence, keep)
+            self._unseat(sequence)
         else:
             _take_out(self._waiting, sequence)
 
     def retreat(self, scheduled: Scheduled) -> None:
         """Undo a step whose forward pass failed, and distrust all that was computed so far.
 
-        Every running sequence waits again, with the tokens that it has. Where several steps are
-        under way, all are undone, the latest first.
+        Every running sequence waits again, with the tokens that it has.
         """
         for row, sequence in zip(scheduled.plan.rows, scheduled.sequences, strict=True):
             sequence.scored -= len(row.targets)
-            sequence.drawing = 0
         for sequence in tuple(self._running):
             self._unseat(sequence)
             insort(self._waiting, sequence, key=_rank)
@@ -198,37 +184,36 @@ class Scheduler:
             if queue != sorted(queue, key=_rank):
                 raise InternalError("a queue is out of order")
 
-    def plan(self, only: Collection[Sequence] = ()) -> Scheduled | None:
+    def plan(self, only: Sequence | None = None) -> Scheduled | None:
         """Decide the next step and take the pages it needs; None when there is nothing to do.
 
-        The step before may still be under way: what it draws is taken as `DRAWN`, and what is
-        planned here must be computed after it. The tokens planned count as computed from here
-        on, so a step that fails must be followed by `retreat`, or by removing every running
-        sequence and clearing the cache.
+        The tokens planned count as computed from here on, so a step that fails must be
+        followed by `retreat`, or by removing every running sequence and clearing the cache.
 
         Args:
-            only: plan for these sequences alone; all others wait.
+            only: plan for this sequence alone; all others wait.
         """
         draft = _Draft(self._budget)
-        for other in [other for other in self._running if only and other not in only]:
-            self._preempt(other)
+        if only is not None:
+            for other in [other for other in self._running if other is not only]:
+                self._preempt(other)
         order = tuple(self._running)
         rest: list[Sequence] = []
         for sequence in order:
-            due = sequence.due
-            if due == 1:
+            if len(sequence.tokens) - sequence.computed == 1:
                 self._continue(sequence, draft, order)
-            elif due:
+            else:
                 rest.append(sequence)
         for sequence in rest:
             self._continue(sequence, draft, order)
-        if only:
-            self._admit(sorted((one for one in only if one.slot < 0), key=_rank), draft, rest)
+        if only is not None:
+            if only.slot < 0:
+                self._admit([only], draft, rest)
         elif self._waiting and self._free_slots and draft.budget > 0:
             self._admit(self._candidates(), draft, rest)
         if draft.single or draft.many:
             return draft.finished()
-        if any(sequence.due for sequence in self._running):
+        if self._running:
             raise InternalError("sequences run but none of them can go on")
         return None
 
@@ -237,13 +222,13 @@ class Scheduler:
     def _continue(self, sequence: Sequence, draft: _Draft, order: tuple[Sequence, ...]) -> None:
         if sequence.slot < 0 or draft.budget < 1:
             return
-        wanted = min(sequence.due, draft.budget)
+        wanted = min(len(sequence.tokens) - sequence.computed, draft.budget)
         count = len(sequence.pages) * self._page_size - sequence.computed
         if count < wanted:
             count = self._room(sequence, wanted, draft, order)
         if count:
             self._schedule(sequence, min(count, wanted), draft)
-        elif sequence.due == 1 or not draft.scheduled:
+        elif sequence.pending == 1 or not draft.scheduled:
             self._preempt(sequence)
 
     def _room(
@@ -269,25 +254,20 @@ class Scheduler:
     def _schedule(self, sequence: Sequence, count: int, draft: _Draft) -> None:
         start = sequence.computed
         end = sequence.computed = start + count
-        length = sequence.length
-        sample = end == length and sequence.max_new_tokens > 0
+        length = len(sequence.tokens)
         score_from, targets = self._scores(sequence, start, end)
         fresh_from = min(sequence.synced, self._sharing.share(sequence, draft.computing))
         sequence.synced = len(sequence.pages)
-        tokens = sequence.tokens[start:end]
-        if len(tokens) < count:
-            tokens.append(DRAWN)
         row = Row(
             sequence.slot,
-            tokens,
+            sequence.tokens[start:end],
             start,
             sequence.pages,
             fresh_from,
             score_from,
             targets,
-            sample,
+            end == length and sequence.max_new_tokens > 0,
         )
-        sequence.drawing += sample
         if count == 1:
             draft.single.append((row, sequence))
         else:
@@ -345,8 +325,7 @@ class Scheduler:
         late: list[Sequence] = []
         saved = 0
         for sequence in candidates:
-            # What it drew before it lost its place is told after the step under way.
-            if not self._free_slots or draft.budget < 1 or sequence.drawing:
+            if not self._free_slots or draft.budget < 1:
                 break
             self._sharing.seek(sequence)
             if self._sharing.led(sequence, leaders):
@@ -393,7 +372,7 @@ class Scheduler:
             sequence.cached_tokens = sequence.computed
             self.prompt_tokens += sequence.prompt_tokens
             self.cached_tokens += sequence.computed
-        count = self._sharing.room(sequence, min(sequence.due, draft.budget))
+        count = self._sharing.room(sequence, min(sequence.pending, draft.budget))
         if not count:
             raise InternalError("a sequence was admitted without room for it")
         self._schedule(sequence, count, draft)
@@ -416,9 +395,9 @@ class Scheduler:
         sequence.retractions += 1
         self.preemptions += 1
 
-    def _unseat(self, sequence: Sequence, keep: bool = True) -> None:
+    def _unseat(self, sequence: Sequence) -> None:
         _take_out(self._running, sequence)
-        self._sharing.settle(sequence, keep)
+        self._sharing.settle(sequence)
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
 from tokenizers import decoders
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Tokenizer"]
 
 _CHARS: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+_PROBE = "a probing word"
 _BYTE_OF = {char: byte for byte, char in _CHARS.items()}
 
 
@@ -95,6 +97,23 @@ class Tokenizer:
             template = template.get("default")
         return template if isinstance(template, str) else None
 
+    @cached_property
+    def template_wants_parts(self) -> bool:
+        """Whether the template shows text only where it comes in a list of parts.
+
+        Templates of models that read images often go through a message's parts, and show nothing
+        of a message that is a text.
+        """
+        parts = [{"type": "text", "text": _PROBE}]
+        return not self._shows(_PROBE) and self._shows(parts)
+
+    def _shows(self, content: object) -> bool:
+        turn: Any = [{"role": "user", "content": content}]
+        try:
+            return _PROBE in str(self.hf.apply_chat_template(turn, tokenize=False))
+        except (TemplateError, ValueError, TypeError, KeyError, AttributeError):
+            return False
+
     def add_image_token(self, text: str, chat_template: str | None) -> None:
         """Take over what a model's processor knows and its tokenizer need not.
 
@@ -103,6 +122,7 @@ class Tokenizer:
             chat_template: the template for messages, used if the tokenizer has none.
         """
         self._image_token = text
+        self.__dict__.pop("template_wants_parts", None)
         if self.chat_template is None and chat_template is not None:
             self.hf.chat_template = chat_template
 

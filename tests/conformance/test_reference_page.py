@@ -5,8 +5,7 @@ is the same program awaited. The addresses of servers become those of servers of
 images are folders and files of the names that the page gives them, and what a snippet takes for
 granted (``backend``, ``my_function`` …) comes from a prelude. Providers are the strict fakes.
 
-The local engine has no images yet: S25 is refused by name, and runs on a server that stands in for
-a model with eyes.
+S25 runs on the local engine, and on a server that stands in for SGLang's.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from anyio.from_thread import start_blocking_portal
 
 import asyncsgl
 import asyncsgl.sync
-from asyncsgl.errors import MissingDependency, UnsupportedFeature
+from asyncsgl.errors import MissingDependency
 from asyncsgl.testing import ScriptedBackend
 from asyncsgl.testing_server import FakeServer
 from tests.fakes.anthropic import KEY as ANTHROPIC_KEY
@@ -240,8 +239,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_spec("torch") is not None:
         from tests.engine.conftest import save_model
 
-        for name in LLAMA:
+        for name in LLAMA[:-1]:
             save_model("llama", made / name)
+        if find_spec("PIL") is not None:
+            from tests.engine.tiny_vision import save_vision_model
+
+            save_vision_model("llava_next", made / LLAMA[-1])
     return made
 
 
@@ -433,10 +436,24 @@ def start_method() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("start_method")
-def test_s25_the_local_engine_says_that_it_has_no_eyes(names: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedFeature, match="image"):
-        run("blocking", PAGE["S25"], names)
-    names["runtime"].shutdown()
+@pytest.mark.parametrize("form", FORMS)
+def test_s25_on_the_local_engine(form: str, names: dict[str, Any], folder: Path) -> None:
+    from tests.engine.tiny_vision import VisionOracle
+
+    printed = run(form, PAGE["S25"], names)
+    check(After(), names, "")
+    assert printed == f"{names['state']['answer']}\n"
+    oracle = VisionOracle(folder / LLAMA[-1])
+    text = "<|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat is this?<|eot_id|>"
+    text += "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert names["state"].meta("answer").prompt_tokens == len(oracle.ids(text, [PNG]))
+
+    greedy = PAGE["S25"].replace("tokens=128", "tokens=16, temperature=0")
+    run(form, greedy.replace('8b")', '8b", dtype="float32")'), names)
+    tokens = oracle(text, [PNG], 16)
+    end = tokens.index(257) if 257 in tokens else len(tokens)
+    expected = oracle.processor.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    assert names["state"]["answer"] == expected
 
 
 @pytest.mark.usefixtures("start_method")

@@ -124,7 +124,7 @@ class Driver:
             only: plan for this sequence alone.
             forced: tokens that a grammar adds to each that is drawn.
         """
-        scheduled = self.scheduler.plan((only,) if only is not None else ())
+        scheduled = self.scheduler.plan(only)
         self.scheduler.check()
         if scheduled is None:
             return None

@@ -146,9 +146,3 @@ def test_flags_that_cannot_hold_are_refused(flags: tuple[str, ...], words: str) 
     command = ("asyncsgl.launch_server", "--model-path", "no-such-model", "--port", "0")
     status, error = run(*command, *flags)
     assert (status, words in error) == (2, True), error
-
-
-def test_places_for_images_are_refused_while_models_read_text_only() -> None:
-    for flag, value in (("--allow-local-media", "/"), ("--allow-media-domains", "localhost")):
-        status, error = run("asyncsgl", "serve", "--model", "no-such-model", flag, value)
-        assert (status, "read text only" in error) == (2, True), error

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from asyncsgl_engine.errors import InvalidRequest
 from asyncsgl_engine.server import ServerSettings
-from asyncsgl_engine.server.failures import Failure
 from asyncsgl_engine.server.media import MediaReader, is_public
 
 pytestmark = pytest.mark.anyio
@@ -24,10 +24,9 @@ def reader(anywhere: bool = False, **settings: Any) -> MediaReader:
 
 
 async def refusal(media: MediaReader, source: str) -> str:
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(InvalidRequest) as caught:
         await media.read(source)
-    assert caught.value.status == 400
-    return caught.value.message
+    return caught.value.problem
 
 
 async def test_inline_images_are_always_read() -> None:

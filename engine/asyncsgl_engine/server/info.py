@@ -40,7 +40,7 @@ async def model_info(service: Shared) -> Response:
             "reasoning_parser": None,
             "tool_call_parser": None,
             "disaggregation_mode": "null",
-            "has_image_understanding": False,
+            "has_image_understanding": service.engine.reads_images,
             "has_audio_understanding": False,
             "architectures": [config.model.architecture],
             "max_model_len": config.sequence_limit,

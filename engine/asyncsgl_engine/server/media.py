@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
-from .failures import Failure
+from ..errors import InvalidRequest
 
 if TYPE_CHECKING:
     import httpx
@@ -25,6 +25,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _REDIRECTS = 3
 _TIMEOUT_S = 10.0
+_INLINE_CHARACTERS = 1 << 16
+"""Data URLs up to this length are decoded on the event loop: that takes less than a thread."""
 
 
 def is_public(address: Address) -> bool:
@@ -56,18 +58,23 @@ class MediaReader:
             source: a data URL or base64, the path of a file, or a URL.
 
         Raises:
-            Failure: it is not allowed, not there, or too large.
+            InvalidRequest: it is not allowed, not there, or too large.
         """
         kind = source[:8].lower()
         if kind.startswith("data:"):
-            return self._decoded(source)
+            return await self._inline(source)
         if kind.startswith(("http://", "https://")):
             return await self._fetched(source)
         if kind.startswith("file:"):
             return await asyncio.to_thread(self._from_file, unquote(urlsplit(source).path))
         if source.startswith(("/", "./", "../")) and self._folder is not None:
             return await asyncio.to_thread(self._from_file, source)
-        return self._decoded(f"data:;base64,{source}")
+        return await self._inline(f"data:;base64,{source}")
+
+    async def _inline(self, url: str) -> bytes:
+        if len(url) <= _INLINE_CHARACTERS:
+            return self._decoded(url)
+        return await asyncio.to_thread(self._decoded, url)
 
     def _decoded(self, url: str) -> bytes:
         head, comma, data = url.partition(",")
@@ -152,9 +159,9 @@ class MediaReader:
                 raise _refused(f"{host} is not on the open internet")
         return addresses[0]
 
-    def _too_large(self) -> Failure:
+    def _too_large(self) -> InvalidRequest:
         return _refused(f"it has more than {self._limit} bytes (max_media_bytes)")
 
 
-def _refused(reason: str) -> Failure:
-    return Failure(400, f"image: {reason}", "image")
+def _refused(reason: str) -> InvalidRequest:
+    return InvalidRequest("image", reason)

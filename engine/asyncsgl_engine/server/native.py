@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .events import EventStream, begun, unless_left
-from .failures import Failure, json_response
+from .failures import json_response
 from .native_answer import Growing, TextOf, result
-from .native_asks import Asks, asks_of
+from .native_asks import Asks, asks_of, token_ids_of
 from .native_body import GenerateBody
+from .native_images import image_sources
 from .routing import Deadline, Shared
 from .service import Service
 
@@ -29,10 +30,9 @@ async def generate(
     body: GenerateBody, request: Request, service: Shared, asked: Deadline
 ) -> Response:
     """Continue a text, or a list of them."""
-    if body.image_data:
-        raise Failure(400, "image_data: this model reads text only", "image_data")
     deadline = service.deadline(asked)
-    asks = await _asks(service, body)
+    work = _asks(service, body, deadline)
+    asks = await (unless_left(request.receive, work) if body.image_data else work)
     group = body.rid if isinstance(body.rid, str) else None
     text_of = service.text_of if body.return_text_in_logprobs else None
     requests = [ask.request for ask in asks.asks]
@@ -47,13 +47,19 @@ async def generate(
     return json_response(results if asks.is_list else results[0])
 
 
-async def _asks(service: Service, body: GenerateBody) -> Asks:
+async def _asks(service: Service, body: GenerateBody, deadline: float | None) -> Asks:
     text = body.text or ""
     characters = len(text) if isinstance(text, str) else sum(map(len, text))
     tokens = sum(1 if isinstance(each, int) else len(each) for each in body.input_ids or ())
     encode = service.engine.tokenizer.encode
     limit = service.engine.config.context_length
-    return await service.off_loop(characters + tokens, lambda: asks_of(body, encode, limit))
+    given, is_list = await service.off_loop(characters + tokens, lambda: token_ids_of(body, encode))
+    sources = image_sources(body.image_data, len(given), is_list)
+    prompts = [
+        await service.prompt(ids, images, "image_data", deadline)
+        for ids, images in zip(given, sources, strict=True)
+    ]
+    return asks_of(body, prompts, is_list, limit)
 
 
 async def _chunks(

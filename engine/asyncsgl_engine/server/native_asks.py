@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..images import Prompt
 from ..request import Grammar, Request, Sampling
 from .failures import Failure
 from .native_body import GenerateBody, SamplingBody
 
-__all__ = ["Ask", "Asks", "asks_of", "grammar_of", "sampling_of"]
+__all__ = ["Ask", "Asks", "asks_of", "grammar_of", "sampling_of", "token_ids_of"]
 
 T = TypeVar("T")
 
@@ -78,21 +79,20 @@ class Asks:
 
 
 def asks_of(
-    body: GenerateBody, encode: Callable[[str], Sequence[int]], context_length: int
+    body: GenerateBody, prompts: Sequence[Prompt], is_list: bool, context_length: int
 ) -> Asks:
     """What a body asks for.
 
     Args:
         body: checked for its shape.
-        encode: text to token ids.
+        prompts: at least one.
+        is_list: whether they came as a list.
         context_length: tokens of a sequence at most.
 
     Raises:
         Failure: fields contradict each other or ask for what is not there.
         InvalidRequest: a value is out of its range.
     """
-    _refuse(body)
-    prompts, is_list = _prompts(body, encode)
     count = len(prompts)
     params = _each(body.sampling_params, count, is_list, "sampling_params", SamplingBody())
     samples = {each.n or 1 for each in params}
@@ -104,7 +104,7 @@ def asks_of(
     rids = _rids(body.rid, count, n, is_list)
     asks = []
     for index, prompt in enumerate(prompts):
-        values = _Values.of(body, index, count, is_list, len(prompt))
+        values = _Values.of(body, index, count, is_list, len(prompt.ids))
         for sample in range(n):
             rid = rids[index * n + sample]
             asks.append(_ask(rid, prompt, params[index], values, sample, body, context_length))
@@ -121,10 +121,19 @@ def _refuse(body: GenerateBody) -> None:
             raise Failure(400, f"{name} is not supported by this server; leave it out", name)
 
 
-def _prompts(
+def token_ids_of(
     body: GenerateBody, encode: Callable[[str], Sequence[int]]
 ) -> tuple[list[Sequence[int]], bool]:
-    """Token ids of every prompt, and whether they came as a list."""
+    """Token ids of every prompt, and whether they came as a list.
+
+    Args:
+        body: checked for its shape.
+        encode: text to token ids.
+
+    Raises:
+        Failure: there is no prompt, or fields ask for what is not there.
+    """
+    _refuse(body)
     text, ids = body.text, body.input_ids
     if text is None and ids is None:
         raise Failure(400, "one of text and input_ids is needed", "text")
@@ -218,7 +227,7 @@ def _salt(body: GenerateBody, index: int, count: int, is_list: bool) -> str | No
 
 def _ask(
     rid: str,
-    prompt: Sequence[int],
+    prompt: Prompt,
     params: SamplingBody,
     values: _Values,
     sample: int,
@@ -229,7 +238,7 @@ def _ask(
     only_scored = limit == 0 and values.return_logprob
     request = Request(
         rid,
-        tuple(prompt),
+        prompt.ids,
         sampling_of(params, max(limit, 1) if only_scored else limit, sample),
         grammar_of(params),
         stream=body.stream,
@@ -239,6 +248,7 @@ def _ask(
         token_ids_logprob=values.token_ids,
         priority=body.priority or 0,
         cache_salt=values.salt,
+        images=prompt.images,
     )
     return Ask(rid, request, only_scored, params.stream_interval or 1, body.return_prompt_token_ids)
 

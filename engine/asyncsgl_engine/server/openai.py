@@ -10,10 +10,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .chat import count_images, rendered, text_size
 from .events import EventStream, begun, unless_left
 from .failures import Failure, json_response
 from .openai_answer import ChatForm, CompletionForm, Form, Stream, answer
-from .openai_asks import Asked, chat_asked, completion_asked, rendered
+from .openai_asks import Asked, chat_asked, completion_asked
 from .openai_body import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from .routing import Deadline, Shared
 from .service import Service
@@ -29,8 +30,10 @@ _BEHIND = -(1 << 20)
 @router.post("/v1/chat/completions")
 async def chat(body: ChatBody, request: Request, service: Shared, asked: Deadline) -> Response:
     """Answer a conversation."""
-    wanted = await chat_asked(service, body)
-    return await _respond(request, service, wanted, _chat_form(service, body), asked)
+    deadline = service.deadline(asked)
+    work = chat_asked(service, body, deadline)
+    wanted = await (unless_left(request.receive, work) if count_images(body.messages) else work)
+    return await _respond(request, service, wanted, _chat_form(service, body), deadline)
 
 
 @router.post("/v1/completions")
@@ -39,7 +42,8 @@ async def completions(
 ) -> Response:
     """Continue texts."""
     wanted = await completion_asked(service, body)
-    return await _respond(request, service, wanted, _completion_form(service, body, wanted), asked)
+    form = _completion_form(service, body, wanted)
+    return await _respond(request, service, wanted, form, service.deadline(asked))
 
 
 async def answer_batched(service: Service, endpoint: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +60,7 @@ async def answer_batched(service: Service, endpoint: str, body: dict[str, Any]) 
     if endpoint == "/v1/chat/completions":
         talk = ChatBody.model_validate(behind)
         return await _whole(
-            service, await chat_asked(service, talk), _chat_form(service, talk), None
+            service, await chat_asked(service, talk, None), _chat_form(service, talk), None
         )
     text = CompletionBody.model_validate(behind)
     wanted = await completion_asked(service, text)
@@ -72,9 +76,8 @@ def _completion_form(service: Service, body: CompletionBody, wanted: Asked) -> F
 
 
 async def _respond(
-    request: Request, service: Service, wanted: Asked, form: Form, limit: float | None
+    request: Request, service: Service, wanted: Asked, form: Form, deadline: float | None
 ) -> Response:
-    deadline = service.deadline(limit)
     if not wanted.streams:
         work = _whole(service, wanted, form, deadline)
         return json_response(await unless_left(request.receive, work))
@@ -150,8 +153,13 @@ async def tokenize(body: TokenizeBody, service: Shared) -> Response:
 async def _token_ids(service: Service, body: TokenizeBody) -> list[list[int]]:
     prompt, messages = body.prompt, body.messages
     if messages is not None and prompt is None:
-        characters = sum(len(str(message.content)) for message in messages)
-        return [await service.off_loop(characters, lambda: rendered(service, messages, body))]
+        service.check_images(count_images(messages), "messages")
+        tokenizer = service.engine.tokenizer
+        found = await service.off_loop(
+            text_size(messages), lambda: rendered(tokenizer, messages, body)
+        )
+        whole = await service.prompt(found.ids, found.images, "messages", service.deadline(None))
+        return [list(whole.ids)]
     if prompt is None or messages is not None:
         raise Failure(400, "one of prompt and messages is needed", "prompt")
     encode = service.engine.tokenizer.encode

@@ -6,18 +6,17 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from jinja2 import TemplateError
-
+from ..images import Prompt
 from ..request import Grammar, Request
+from .chat import count_images, rendered, text_size
 from .failures import Failure
 from .native_asks import grammar_of, sampling_of
 from .native_body import SamplingBody
-from .openai_body import ChatBody, ChatMessage, CompletionBody, Rendering, SharedBody
+from .openai_body import ChatBody, CompletionBody, SharedBody
 from .service import Service
 
-__all__ = ["Asked", "chat_asked", "completion_asked", "rendered"]
+__all__ = ["Asked", "chat_asked", "completion_asked"]
 
 _IDS = "send the text to /generate, whose answers have output_ids"
 _FORMAT = "send response_format, regex or ebnf"
@@ -86,8 +85,13 @@ class Asked:
     group: str | None
 
 
-async def chat_asked(service: Service, body: ChatBody) -> Asked:
+async def chat_asked(service: Service, body: ChatBody, deadline: float | None) -> Asked:
     """What a chat asks for.
+
+    Args:
+        service: has the model.
+        body: checked for its shape.
+        deadline: for reading its images, in the event loop's time.
 
     Raises:
         Failure: fields contradict each other, ask for what is not there, or the model's
@@ -95,8 +99,12 @@ async def chat_asked(service: Service, body: ChatBody) -> Asked:
         InvalidRequest: a value is out of its range.
     """
     _refuse(body)
-    characters = sum(len(str(message.content)) for message in body.messages)
-    prompt = await service.off_loop(characters, lambda: rendered(service, body.messages, body))
+    service.check_images(count_images(body.messages), "messages")
+    tokenizer = service.engine.tokenizer
+    found = await service.off_loop(
+        text_size(body.messages), lambda: rendered(tokenizer, body.messages, body)
+    )
+    prompt = await service.prompt(found.ids, found.images, "messages", deadline)
     limit = body.max_completion_tokens
     limit = body.max_tokens if limit is None else limit
     top = (body.top_logprobs or 0) if body.logprobs else 0
@@ -116,7 +124,7 @@ async def completion_asked(service: Service, body: CompletionBody) -> Asked:
     echo: tuple[str, ...] = ()
     if body.echo:
         decode = service.engine.tokenizer.decode
-        echo = tuple(decode(each) for each in prompts)
+        echo = tuple(decode(each.ids) for each in prompts)
     scores = (wanted, 0 if wanted and body.echo else -1, body.logprobs or 0)
     return _asked(service, body, "cmpl", prompts, limit, scores, echo)
 
@@ -133,7 +141,7 @@ def _asked(
     service: Service,
     body: SharedBody,
     kind: str,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     limit: int | None,
     scores: tuple[bool, int, int],
     echo: tuple[str, ...],
@@ -152,7 +160,7 @@ def _asked(
     requests = tuple(
         Request(
             f"{rid}_{index * n + sample}" if many else rid,
-            tuple(prompt),
+            prompt.ids,
             sampling_of(params, limit, sample),
             grammar,
             stream=bool(body.stream),
@@ -161,6 +169,7 @@ def _asked(
             top_logprobs_num=scores[2],
             priority=body.priority or 0,
             cache_salt=salt if len(salt) > 1 else None,
+            images=prompt.images,
         )
         for index, prompt in enumerate(prompts)
         for sample in range(n)
@@ -222,7 +231,7 @@ def _grammar(body: SharedBody, params: SamplingBody) -> Grammar | None:
 # -- prompts --------------------------------------------------------------------------------------
 
 
-def _prompts(service: Service, body: CompletionBody) -> list[Sequence[int]]:
+def _prompts(service: Service, body: CompletionBody) -> list[Prompt]:
     given = body.prompt
     encode = service.engine.tokenizer.encode
     if isinstance(given, str):
@@ -237,63 +246,4 @@ def _prompts(service: Service, body: CompletionBody) -> list[Sequence[int]]:
         ]
     if not prompts or not all(prompts):
         raise Failure(400, "prompt is empty; it needs at least one token", "prompt")
-    return prompts
-
-
-def rendered(service: Service, messages: Sequence[ChatMessage], how: Rendering) -> list[int]:
-    """Messages as tokens, by the model's own template.
-
-    Raises:
-        Failure: there is no template, or it refuses them.
-    """
-    tokenizer = service.engine.tokenizer
-    if tokenizer.chat_template is None:
-        message = "this model has no chat template; send text to /v1/completions instead"
-        raise Failure(400, message, "messages")
-    continues = how.continue_final_message
-    if continues and messages[-1].role != "assistant":
-        message = "continue_final_message needs a last message of the assistant"
-        raise Failure(400, message, "continue_final_message")
-    arguments: dict[str, Any] = dict(how.chat_template_kwargs or {})
-    if how.reasoning_effort is not None:
-        arguments.setdefault("reasoning_effort", how.reasoning_effort)
-    own = {"tokenize", "add_generation_prompt", "continue_final_message", "conversation"}
-    if own & arguments.keys():
-        message = f"chat_template_kwargs: {', '.join(sorted(own & arguments.keys()))} are ours"
-        raise Failure(400, message, "chat_template_kwargs")
-    try:
-        text = tokenizer.hf.apply_chat_template(
-            [_message(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=how.add_generation_prompt and not continues,
-            continue_final_message=continues,
-            **arguments,
-        )
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        raise Failure(
-            400, f"messages: the model's chat template refuses them: {error}", "messages"
-        ) from error
-    ids = tokenizer.encode(str(text), add_special_tokens=False)
-    if not ids:
-        raise Failure(400, "messages: the model's chat template makes no text of them", "messages")
-    return ids
-
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    given = message.model_dump(exclude_none=True)
-    given["content"] = _content(message.content)
-    return given
-
-
-def _content(content: str | list[dict[str, Any]] | None) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for part in content:
-        kind, text = part.get("type"), part.get("text")
-        if kind != "text" or not isinstance(text, str):
-            raise Failure(
-                400, f"messages: a part of type {kind!r}: this model reads text only", "messages"
-            )
-        texts.append(text)
-    return "".join(texts)
+    return [Prompt(tuple(each)) for each in prompts]

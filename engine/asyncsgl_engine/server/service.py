@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from ..config import ResolvedConfig
 from ..engine import AsyncEngine
-from ..errors import EngineError
+from ..errors import EngineError, InvalidRequest, PromptTooLong
+from ..images import Prompt
 from ..request import Completion, Delta, Request
 from ..statistics import Statistics
 from .auth import Keys
@@ -23,6 +24,7 @@ from .batch_store import BatchStore
 from .calls import complete, stream
 from .failures import Failure, failure_of
 from .history import History
+from .media import MediaReader
 from .metrics import Metrics
 from .settings import ServerSettings
 
@@ -76,6 +78,7 @@ class Service:
         self.model_path = engine.asked.model_path
         self.model_name = settings.served_model_name or self.model_path
         self.keys = Keys(settings)
+        self.media = MediaReader(settings)
         self.metrics = Metrics(self.model_name, self._snapshot, self.throughput)
         self.incidents: deque[Incident] = deque(maxlen=50)
         self.history = History(self.statistics)
@@ -196,6 +199,50 @@ class Service:
     async def off_loop(self, characters: int, work: Callable[[], T]) -> T:
         """Do work on a text here or, where the text is long, in a thread."""
         return work() if characters <= _INLINE_CHARACTERS else await asyncio.to_thread(work)
+
+    def check_images(self, count: int, field: str) -> None:
+        """Refuse images before they are read.
+
+        Args:
+            count: of one prompt.
+            field: of the body, that they came in.
+
+        Raises:
+            Failure: the model reads none, or not so many.
+        """
+        try:
+            if count:
+                self.engine.check_images(count)
+        except InvalidRequest as error:
+            raise Failure(400, f"{field}: {error.problem}", field) from error
+
+    async def prompt(
+        self, ids: Sequence[int], images: Sequence[str], field: str, deadline: float | None
+    ) -> Prompt:
+        """A prompt with the images that a client names.
+
+        Args:
+            ids: token ids, with the image token where an image stands.
+            images: data URLs, base64, paths or URLs, in their order.
+            field: of the body, that they came in.
+            deadline: in the event loop's time.
+
+        Raises:
+            Failure: they may not be read, are none, or do not go together with the tokens.
+            EngineError: the prompt is too long, or the engine has no room for it.
+            TimeoutError: the deadline passed.
+        """
+        if not images:
+            return Prompt(tuple(ids))
+        self.check_images(len(images), field)
+        try:
+            async with asyncio.timeout_at(deadline):
+                files = [await self.media.read(source) for source in images]
+                return await self.engine.prompt(ids, files)
+        except PromptTooLong:
+            raise
+        except InvalidRequest as error:
+            raise Failure(400, f"{field}: {error.problem}", field) from error
 
     def text_of(self, token: int) -> str:
         """The text of one token."""
