@@ -41,9 +41,12 @@ ROWS = {
             "sequence",
             "scheduler",
             "answer",
+            "background",
             "constraints",
             "antechamber",
             "delivery",
+            "flight",
+            "isolation",
         ),
         ("hub",),
         (

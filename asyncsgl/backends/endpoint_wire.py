@@ -134,10 +134,11 @@ async def encoded(body: Json, request: GenRequest) -> bytes:
 def _with_images(body: Json, media: Sequence[object]) -> bytes:
     images = [_address(part) for part in media if isinstance(part, Media)]
     match body.get("text"):
+        case str() as text if body["sampling_params"].get("n", 1) > 1:
+            # several answers to one prompt are a batch to the server, with an entry a prompt
+            body = {**body, "text": [text], "image_data": [images]}
         case str():
-            # with several answers the server makes a batch of the one prompt
-            several = body["sampling_params"].get("n", 1) > 1
-            body = {**body, "image_data": [images] if several else images}
+            body = {**body, "image_data": images}
         case [*texts]:
             body = {**body, "image_data": [images] * len(texts)}
     return json.dumps(body).encode()

@@ -116,6 +116,9 @@ class EngineConfig:
             processors, with its share of the cores.
         watchdog_timeout: seconds that a step of these processes may take before the engine
             gives up, as one of them hangs.
+        disable_overlap_schedule: plan a step only when the one before it is done. By default so
+            on processors and with several ranks; else a step is planned, and the one before it
+            is taken in, during the forward pass.
 
     Raises:
         ConfigError: a setting is out of its range.
@@ -144,6 +147,7 @@ class EngineConfig:
     image_memory: int = 1 << 30
     tp_size: int = 1
     watchdog_timeout: float = 300.0
+    disable_overlap_schedule: bool | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", *_DTYPES):
@@ -167,6 +171,11 @@ class EngineConfig:
         share = self.mem_fraction_static
         if share is not None and not 0.0 < share < 1.0:
             raise ConfigError(f"mem_fraction_static: must be in (0, 1), not {share!r}")
+        if self.tp_size > 1 and self.disable_overlap_schedule is False:
+            raise ConfigError(
+                "disable_overlap_schedule: must be left out or true with tp_size > 1: the other "
+                "ranks do not know drawn tokens before they are told"
+            )
         if not self.watchdog_timeout > 0.0:
             raise ConfigError(f"watchdog_timeout: must be above 0, not {self.watchdog_timeout!r}")
 
@@ -207,6 +216,9 @@ class EngineConfig:
         pages = self._pages(token_bytes, device)
         running = self.max_running_requests or (128 if on_cpu else 256)
         graphs = not (on_cpu or self.disable_cuda_graph or self.tp_size > 1)
+        apart = self.disable_overlap_schedule
+        if apart is None:
+            apart = on_cpu or self.tp_size > 1
         return ResolvedConfig(
             model_path=self.model_path,
             model=model,
@@ -230,6 +242,7 @@ class EngineConfig:
             max_image_pixels=self.max_image_pixels,
             image_memory=self.image_memory,
             tp_size=self.tp_size,
+            overlap=not apart,
         )
 
     def _context(self, model: ModelFacts) -> int:
@@ -286,6 +299,7 @@ class ResolvedConfig:
         native: whether the compiled CPU kernel may be used.
         cuda_graph_max_bs: 0 for no graphs.
         tp_size: processes that share the model's tensors.
+        overlap: whether a step is planned while the one before it is computed.
     """
 
     model_path: str
@@ -310,6 +324,7 @@ class ResolvedConfig:
     max_image_pixels: int = 64_000_000
     image_memory: int = 1 << 30
     tp_size: int = 1
+    overlap: bool = False
 
     @property
     def sequence_limit(self) -> int:

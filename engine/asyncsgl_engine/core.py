@@ -10,9 +10,11 @@ from .antechamber import Antechamber, Guest
 from .config import ResolvedConfig
 from .constraints import Constraints, Follower, Masking
 from .errors import EngineError, InvalidRequest, RankFailed, StepFailed
+from .flight import Flight
+from .isolation import Trial
 from .plan import Outcome, Runner, Seat
 from .request import Delta, Request, TokenLogprob
-from .scheduler import Scheduled, Scheduler
+from .scheduler import Scheduler
 from .sequence import Sequence
 from .statistics import Statistics
 from .stops import compile_patterns
@@ -48,6 +50,8 @@ class EngineCore:
         self._answers: dict[str, Answer] = {}
         self._followers: dict[str, Follower] = {}
         self._antechamber = Antechamber(constraints)
+        self._flight: Flight | None = None
+        self._trial = Trial()
         self._finished = self._aborted = self._failed = 0
         self._steps = self._computed = self._generated = 0
         self._busy_s = 0.0
@@ -63,7 +67,10 @@ class EngineCore:
         return bool(self._answers) or self._antechamber.ready
 
     def step(self, new: Iterable[Request] = (), cancelled: Iterable[str] = ()) -> list[Delta]:
-        """Take requests in, drop cancelled ones, and run one forward pass.
+        """Take requests in, drop cancelled ones, launch one forward pass and collect one.
+
+        The pass collected is the one launched, or with `overlap` the one before it: what it
+        gave is then taken in while the device computes the next.
 
         Args:
             new: requests, their ids not in use.
@@ -82,10 +89,11 @@ class EngineCore:
         for guest, follower in self._antechamber.leaving():
             delta = self._enter(guest, follower)
             deltas += [delta] if delta is not None else []
-        scheduled = self._scheduler.plan()
-        if scheduled is not None:
-            deltas += self._advance(scheduled, begun)
+        if self._answers:
+            deltas += self._advance(begun)
             self._busy_s += self._clock() - begun
+        if not self._answers:
+            self._flight = None  # nobody wants what it gives
         if self._config.debug_check:
             self.check()
         return deltas
@@ -104,6 +112,7 @@ class EngineCore:
 
     def fail_all(self, error: EngineError) -> list[Delta]:
         """End every request with an error."""
+        self._flight = None
         deltas = [self._fail(answer, error) for answer in list(self._answers.values())]
         guests = self._antechamber.dismiss_all()
         self._failed += len(guests)
@@ -199,40 +208,91 @@ class EngineCore:
         return answer.delta(now)
 
     def _fail(self, answer: Answer, error: EngineError) -> Delta:
-        self._leave(answer)
+        self._leave(answer, keep=not isinstance(error, StepFailed))
         self._failed += 1
         return Delta(answer.sequence.request.request_id, error=error)
 
-    def _leave(self, answer: Answer) -> None:
+    def _leave(self, answer: Answer, keep: bool = True) -> None:
         name = answer.sequence.request.request_id
         del self._answers[name]
         self._followers.pop(name, None)
-        self._scheduler.remove(answer.sequence)
+        self._trial.acquit(answer.sequence)
+        self._scheduler.remove(answer.sequence, keep)
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _advance(self, scheduled: Scheduled, begun: float) -> list[Delta]:
+    def _advance(self, begun: float) -> list[Delta]:
+        """Launch the next pass, collect the one under way, draw from the next."""
+        deltas: list[Delta] = []
+        before, self._flight = self._flight, None
+        if before is not None and self._must_land(before):
+            deltas += self._land(before)
+            before = None
+        scheduled = self._scheduler.plan(self._trial.group)
+        if scheduled is None:
+            return deltas + (self._land(before) if before is not None else [])
         answers = [self._answers[seq.request.request_id] for seq in scheduled.sequences]
-        masking = self._mask(scheduled)
+        flight = Flight(scheduled, tuple(answers))
+        # Masks take a while: they are begun before a pass that nothing else must come before.
+        masking = self._mask(flight) if before is None else None
         try:
-            for sequence in scheduled.seated:
-                answer = self._answers[sequence.request.request_id]
-                answer.start(begun)
-                self._runner.seat(self._seat(answer))
-            launched = self._runner.launch(scheduled.plan)
-            launched.draw(masking.result())
-            outcome = launched.outcome()
+            self._launch(flight, begun)
         except RankFailed:
             raise
-        except Exception as error:  # noqa: BLE001 - a failed pass ends its requests, not the engine
-            return self._collapse(error)
+        except Exception as error:  # noqa: BLE001 - who is to blame is found out
+            flight.error = error
+        if before is not None:
+            deltas += self._land(before, flight)
+        if flight.error is None and not flight.lost:
+            try:
+                flight.masking = masking or self._mask(flight)
+                flight.draw()
+            except Exception as error:  # noqa: BLE001 - as above
+                flight.error = error
+        if self._config.overlap and not self._trial and flight.error is None:
+            self._flight = None if flight.lost else flight
+            return deltas
+        return deltas + self._land(flight)
+
+    def _must_land(self, flight: Flight) -> bool:
+        """Whether the next pass is planned only after this one is collected.
+
+        Where most rows follow grammars it is: what a grammar forces after the token that is
+        being drawn would need a pass more.
+        """
+        constrained = sum(answer.sequence.request.grammar is not None for answer in flight.answers)
+        return bool(self._trial) or 2 * constrained >= len(flight.answers)
+
+    def _launch(self, flight: Flight, begun: float) -> None:
+        for sequence in flight.scheduled.seated:
+            answer = self._answers[sequence.request.request_id]
+            answer.start(begun)
+            self._runner.seat(self._seat(answer))
+        flight.launched = self._runner.launch(flight.scheduled.plan)
+
+    def _land(self, flight: Flight, later: Flight | None = None) -> list[Delta]:
+        """Collect a pass and take in what it gave.
+
+        Args:
+            later: launched after it; lost if this one failed.
+        """
+        if flight.lost:
+            return []
+        try:
+            outcome = flight.outcome()
+        except RankFailed:
+            raise
+        except Exception as error:  # noqa: BLE001 - a failed pass ends no more than it must
+            return self._blame(flight, later, error)
         self._steps += 1
-        self._computed += scheduled.plan.num_tokens
+        self._computed += flight.scheduled.plan.num_tokens
         now = self._clock()
         deltas = []
-        for index, answer in enumerate(answers):
+        for index, answer in enumerate(flight.answers):
+            if not self._has(answer):
+                continue
             try:
-                self._commit(answer, index, outcome, masking, now)
+                self._commit(answer, index, flight, outcome, now)
             except EngineError as error:
                 deltas.append(self._fail(answer, error))
                 continue
@@ -244,6 +304,27 @@ class EngineCore:
                 deltas.append(delta)
         return deltas
 
+    def _has(self, answer: Answer) -> bool:
+        """Whether somebody still waits for an answer."""
+        return self._answers.get(answer.sequence.request.request_id) is answer
+
+    def _blame(self, flight: Flight, later: Flight | None, error: Exception) -> list[Delta]:
+        """A pass failed: its keys and values are not to be trusted, nor any after it."""
+        for undone in (later, flight):
+            if undone is not None:
+                undone.lost = True
+                self._scheduler.retreat(undone.scheduled)
+        culprit = self._trial.accuse([a.sequence for a in flight.answers if self._has(a)])
+        if culprit is None:
+            return []
+        name = culprit.request.request_id
+        failure = StepFailed(
+            f"the forward pass fails with request {name!r} in it, "
+            f"and with no other ({type(error).__name__}: {error})"
+        )
+        failure.__cause__ = error
+        return [self._fail(self._answers[name], failure)]
+
     def _seat(self, answer: Answer) -> Seat:
         sequence = answer.sequence
         seed = sequence.request.sampling.seed
@@ -251,31 +332,39 @@ class EngineCore:
             seed = self._config.random_seed * 0x9E3779B97F4A7C15 + sequence.serial
         return Seat(sequence.slot, sequence.request, sequence.tokens, seed, answer.stop_ids)
 
-    def _mask(self, scheduled: Scheduled) -> Masking:
+    def _mask(self, flight: Flight) -> Masking:
         rows: list[int] = []
         followers: list[Follower] = []
         if self._followers:
-            for index, row in enumerate(scheduled.plan.rows):
-                name = scheduled.sequences[index].request.request_id
-                follower = self._followers.get(name)
-                if row.sample and follower is not None:
+            for index, answer in enumerate(flight.answers):
+                follower = self._followers.get(answer.sequence.request.request_id)
+                if follower is not None and self._has(answer) and flight.draws(index):
                     rows.append(index)
                     followers.append(follower)
         return self._constraints.begin(rows, followers)
 
     def _commit(
-        self, answer: Answer, index: int, outcome: Outcome, masking: Masking, now: float
+        self, answer: Answer, index: int, flight: Flight, outcome: Outcome, now: float
     ) -> None:
         """Take one row's results into its answer."""
-        masking.check(index)
+        flight.masking.check(index)
         sequence = answer.sequence
+        if index in outcome.faulty:
+            raise StepFailed(
+                f"the model gives no numbers for request {sequence.request.request_id!r} "
+                "(NaN or infinite logits): weights, dtype and prompt are what to look at"
+            )
+        end = flight.end(index)
+        self._trial.passed(sequence, end)
         if index in outcome.scores:
             answer.score(outcome.scores[index])
-        token = outcome.tokens[index]
-        if token < 0:
-            if not sequence.pending and sequence.max_new_tokens == 0:
+        if not flight.scheduled.plan.rows[index].sample:
+            if end == sequence.prompt_tokens and sequence.max_new_tokens == 0:
                 answer.end("length")
             return
+        if not flight.draws(index):
+            return  # forced tokens took the place of the one that was drawn
+        token = outcome.tokens[index]
         self._take(answer, token, outcome.logprobs.get(index), now)
         follower = self._followers.get(sequence.request.request_id)
         if follower is None or answer.ended:
@@ -289,6 +378,7 @@ class EngineCore:
             self._force(answer, follower, now)
 
     def _take(self, answer: Answer, token: int, logprob: TokenLogprob | None, now: float) -> None:
+        """Take a drawn token."""
         self._scheduler.append(answer.sequence, token)
         self._generated += 1
         answer.take(token, logprob, now)
@@ -296,19 +386,11 @@ class EngineCore:
     def _force(self, answer: Answer, follower: Follower, now: float) -> None:
         """Append what the grammar leaves no choice about; it is computed with the next step."""
         for token in follower.forced():
-            self._take(answer, token, None, now)
+            self._scheduler.force(answer.sequence, token)
+            self._generated += 1
+            answer.take(token, None, now)
             if answer.ended:
                 return
             follower.accept(token)
         if follower.finished:
             answer.end("stop")
-
-    def _collapse(self, error: Exception) -> list[Delta]:
-        """A forward pass failed: its keys and values are not to be trusted."""
-        deltas = []
-        for answer in [a for a in self._answers.values() if a.sequence.slot >= 0]:
-            failure = StepFailed(f"the forward pass failed ({type(error).__name__}: {error})")
-            failure.__cause__ = error
-            deltas.append(self._fail(answer, failure))
-        self._scheduler.clear_cache()
-        return deltas

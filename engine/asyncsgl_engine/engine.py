@@ -497,11 +497,7 @@ class AsyncEngine:
         )
         loaded.core.fail_all(self._farewell())
         self._statistics = loaded.core.statistics()
-        loaded.constraints.close()
-        if not isinstance(loaded.images, str):
-            loaded.images.close()
-        if loaded.ranks is not None:
-            loaded.ranks.close()
+        loaded.resources.close()
         if self._profile is not None:
             self._profile.drop()
         self._loaded = None

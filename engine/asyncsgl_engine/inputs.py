@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .errors import InternalError
 from .plan import Plan, Row
 from .transfer import upload_all
 
@@ -142,12 +143,16 @@ class InputBuilder:
         self._needs_tables = needs_tables
         self._device = device
 
-    def build(self, plan: Plan, inserts: Inserts | None = None) -> Batch:
+    def build(
+        self, plan: Plan, inserts: Inserts | None = None, drawn: torch.Tensor | None = None
+    ) -> Batch:
         """Flatten a plan.
 
         Args:
             plan: its rows of one token first.
             inserts: what of it are images.
+            drawn: the token last drawn in each slot, int64 (slots,), on the device; read where
+                the plan says `DRAWN`.
         """
         for row in plan.rows:
             pages = row.pages
@@ -170,14 +175,23 @@ class InputBuilder:
             table,
             _logit_rows(plan),
         )
+        unknown = np.flatnonzero(tokens[: len(single)] < 0)
         wants_slots = self._needs_slots and bool(single)
         contexts = [self._contexts(table, lengths)] if wants_slots else []
         if self._needs_tables:
             extra: list[Array] = self._span_arrays(many) if many else []
         else:
             extra = [*whole]
-        sent = upload_all([*flat, *contexts, *extra], self._device)
+        seats = np.array([single[index].slot for index in unknown], dtype=np.int64)
+        late = [unknown, seats] if len(unknown) else []
+        sent = upload_all([*flat, *late, *contexts, *extra], self._device)
         ids, positions, write_slots, single_lengths, page_table, logit_rows = sent[: len(flat)]
+        if late:
+            if drawn is None:
+                raise InternalError("a plan asks for drawn tokens, and there are none")
+            where, seat = sent[len(flat) : len(flat) + 2]
+            ids[0].index_copy_(0, where, drawn.index_select(0, seat))
+            del sent[len(flat) : len(flat) + 2]
         extras = sent[len(flat) + len(contexts) :]
         return Batch(
             input_ids=ids,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .attention import AttentionBackend, TorchAttention, build_triton
+from .background import BackgroundRunner
 from .config import DeviceFacts, EngineConfig, ModelFacts, ResolvedConfig
 from .constraints import Constraints
 from .core import EngineCore
@@ -21,6 +23,7 @@ from .model import LoadedModel, load_model
 from .multimodal import ImageReader
 from .native import Library, NativeAttention, build_library
 from .parallel import Ranks, Start
+from .plan import Runner
 from .runner import ModelRunner
 from .tokenizer import Tokenizer
 
@@ -34,8 +37,12 @@ class Loaded:
     """A core and what it was made of.
 
     Args:
+        core: ready to step.
+        constraints: compiles grammars and makes masks for it.
+        tokenizer: the model's.
+        config: as decided.
         images: reads images, or why there are none to be read.
-        ranks: the other processes that the model is in, to be closed with the core.
+        resources: ends the threads and processes that they have.
     """
 
     core: EngineCore
@@ -43,7 +50,7 @@ class Loaded:
     tokenizer: Tokenizer
     config: ResolvedConfig
     images: ImageReader | str
-    ranks: Ranks | None = None
+    resources: ExitStack
 
 
 def load(
@@ -106,14 +113,23 @@ def _assemble(
 ) -> Loaded:
     library = build_library(default_cache_root() / "native") if config.native else None
     attention = choose_attention(config, model.facts, library)
+    resources = ExitStack()
+    runner: Runner
     if ranks is None:
         runner = ModelRunner(model, config, attention, library)
     else:
         runner = ModelRunner(model, config, attention, library, lead=ranks.lead)
-    constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
-    core = EngineCore(config, runner, tokenizer, constraints)
+        resources.callback(ranks.close)
+    if config.overlap and config.device == "cpu":
+        runner = background = BackgroundRunner(runner)
+        resources.callback(background.close)
     images = _image_reader(path, model, tokenizer, config)
-    return Loaded(core, constraints, tokenizer, config, images, ranks)
+    if not isinstance(images, str):
+        resources.callback(images.close)
+    constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
+    resources.callback(constraints.close)
+    core = EngineCore(config, runner, tokenizer, constraints)
+    return Loaded(core, constraints, tokenizer, config, images, resources)
 
 
 def choose_attention(

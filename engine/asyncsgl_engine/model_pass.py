@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 
 from .logprobs import LogprobReporter, Report
 from .plan import Mask, Outcome, Plan
-from .sampler import Sampler
+from .request import TokenLogprob
+from .sampler import NO_TOKEN, Sampler
 from .transfer import Download, upload
 
 __all__ = ["ModelPass"]
@@ -38,9 +41,9 @@ class ModelPass:
         self._download: Download | None = None
 
     @torch.inference_mode()
-    def draw(self, mask: Mask | None = None) -> None:
+    def draw(self, mask: Mask | None = None, void: Collection[int] = ()) -> None:
         """See `Pass`."""
-        tokens = self._draw(mask)
+        tokens = self._draw(mask, void)
         self._report = self._describe(tokens)
         described = self._report.tensors if self._report is not None else ()
         self._download = Download([tokens, *described])
@@ -53,21 +56,30 @@ class ModelPass:
         tokens = [-1] * len(self._plan.rows)
         for index, token in zip(self._drawn, drawn.tolist(), strict=True):
             tokens[index] = token
+        faulty = {index for index in self._drawn if tokens[index] == NO_TOKEN}
         if self._report is None:
-            return Outcome(tokens)
+            return Outcome(tokens, faulty=frozenset(faulty))
         entries = iter(self._report.entries(described))
         logprobs = {self._drawn[place]: next(entries) for place in self._wanted.tolist()}
         scores = {index: tuple(islice(entries, len(row.targets))) for index, row in self._scored}
-        return Outcome(tokens, logprobs, scores)
+        faulty |= {index for index, some in scores.items() if _unsound(some)}
+        return Outcome(tokens, logprobs, scores, frozenset(faulty))
 
-    def _draw(self, mask: Mask | None) -> torch.Tensor:
+    def _draw(self, mask: Mask | None, void: Collection[int]) -> torch.Tensor:
         if not self._drawn:
             return torch.empty(0, dtype=torch.int64, device=self._logits.device)
         rows = [self._plan.rows[index] for index in self._drawn]
         lengths = [row.start + len(row.tokens) for row in rows]
         logits = self._logits[: len(rows)]
         tokens = self._sampler.draw(logits, self._slots, lengths, _within(mask, self._drawn))
-        self._sampler.take(self._slots, lengths, tokens)
+        if not void:
+            self._sampler.take(self._slots, lengths, tokens)
+            return tokens
+        kept = [place for place, index in enumerate(self._drawn) if index not in void]
+        if kept:
+            where = upload(np.array(kept, dtype=np.int64), tokens.device)
+            slots = [self._slots[place] for place in kept]
+            self._sampler.take(slots, [lengths[place] for place in kept], tokens[where])
         return tokens
 
     def _describe(self, tokens: torch.Tensor) -> Report | None:
@@ -82,6 +94,10 @@ class ModelPass:
         drawn = tokens.clamp_min(0)[upload(self._wanted, device)]
         stand = torch.cat((drawn, upload(np.array(targets, dtype=np.int64), device)))
         return self._reporter.report(self._logits, rows, slots, stand)
+
+
+def _unsound(entries: Sequence[TokenLogprob]) -> bool:
+    return any(entry.logprob is not None and math.isnan(entry.logprob) for entry in entries)
 
 
 def _within(mask: Mask | None, drawn: list[int]) -> Mask | None:

@@ -6,7 +6,7 @@ is then done after that, in the order in which it was asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -15,7 +15,10 @@ import numpy.typing as npt
 
 from .request import Request, TokenLogprob
 
-__all__ = ["Mask", "Outcome", "PageCopy", "Pass", "Plan", "Row", "Runner", "Seat"]
+__all__ = ["DRAWN", "Mask", "Outcome", "PageCopy", "Pass", "Plan", "Row", "Runner", "Seat"]
+
+DRAWN = -1
+"""Stands for the token that was last drawn in the same slot, which only the runner knows yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Row(NamedTuple):
     Args:
         slot: the sequence's seat in the runner's per-sequence tables, below
             `max_running_requests`.
-        tokens: token ids to compute.
+        tokens: token ids to compute; `DRAWN` only as the one token of a row.
         start: position of the first of them; the positions before are in the pages.
         pages: ids of the pages that hold positions 0 to start + len(tokens) - 1.
         fresh_from: pages from this index on are new to the slot since its last row.
@@ -112,21 +115,24 @@ class Outcome:
         tokens: the drawn token of each row; -1 where none was drawn.
         logprobs: of drawn tokens, for the rows that asked.
         scores: of prompt tokens, for the rows that asked.
+        faulty: rows whose logits are not finite numbers.
     """
 
     tokens: Sequence[int]
     logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
     scores: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+    faulty: frozenset[int] = frozenset()
 
 
 class Pass(Protocol):
     """A forward pass that was launched."""
 
-    def draw(self, mask: Mask | None) -> None:
+    def draw(self, mask: Mask | None, void: Collection[int] = ()) -> None:
         """Draw tokens from its logits; called once, before the next launch.
 
         Args:
             mask: what grammars allow, for the rows that have one.
+            void: rows whose token others have taken the place of since the launch.
         """
         ...
 

@@ -204,6 +204,13 @@ class PrefixTree:
                 freed += 1
         return freed
 
+    def prune(self, node: Node) -> None:
+        """Give up a leaf and what is above it, as far as nothing else needs that."""
+        while node.parent is not None and not node.children and self._pool.only_in_tree(node.page):
+            parent = node.parent
+            self.withdraw(node)
+            node = parent
+
     def touch(self, node: Node) -> None:
         """Count as used just now the prefix that ends at `node`."""
         self._clock += 1

@@ -118,7 +118,7 @@ class ModelRunner:
     def compute(self, plan: Plan) -> torch.Tensor:
         """The forward pass alone: logits of the rows that want any, (R, vocab)."""
         self._cache.copy(plan.copies)
-        batch = self._inputs.build(plan, self._images.read(plan))
+        batch = self._inputs.build(plan, self._images.read(plan), self._sampler.drawn)
         with record_function("asyncsgl::forward"):
             return self._forward.forward(batch)
 

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .drawing import Drawer, Draws, TorchDrawer
+from .drawing import NO_TOKEN, Drawer, Draws, TorchDrawer
 from .logits import LogitEditor
 from .plan import Mask, Row, Seat
 from .transfer import upload
 
-__all__ = ["Sampler", "uniform"]
+__all__ = ["NO_TOKEN", "Sampler", "uniform"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LEAST_HEAT = 1e-30  # logits divided by less would overflow

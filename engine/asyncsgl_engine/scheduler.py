@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from .config import ResolvedConfig
 from .errors import InternalError, PromptTooLong
-from .plan import PageCopy, Plan, Row
+from .plan import DRAWN, PageCopy, Plan, Row
 from .request import Request
 from .sequence import Sequence
 from .sharing import Leaders, Sharing
@@ -130,23 +131,36 @@ class Scheduler:
             raise PromptTooLong(len(request.prompt_ids), self._limit - spare, reason)
 
     def append(self, sequence: Sequence, token: int) -> None:
-        """Tell which token follows in a running sequence."""
+        """Tell which token a step drew for a sequence, or which one follows without that."""
         sequence.append(token)
+        if sequence.drawing:
+            sequence.drawing -= 1
 
-    def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or not; its computed pages stay cached."""
+    def force(self, sequence: Sequence, token: int) -> None:
+        """Tell which token follows, whatever a step under way draws in its place."""
+        sequence.append(token)
+        sequence.drawing = 0
+
+    def remove(self, sequence: Sequence, keep: bool = True) -> None:
+        """Forget a sequence, finished or not.
+
+        Args:
+            keep: let its computed pages stay cached; else only those that others use too.
+        """
         if sequence.slot >= 0:
-            self._unseat(sequence)
+            self._unseat(sequence, keep)
         else:
             _take_out(self._waiting, sequence)
 
     def retreat(self, scheduled: Scheduled) -> None:
         """Undo a step whose forward pass failed, and distrust all that was computed so far.
 
-        Every running sequence waits again, with the tokens that it has.
+        Every running sequence waits again, with the tokens that it has. Where several steps are
+        under way, all are undone, the latest first.
         """
         for row, sequence in zip(scheduled.plan.rows, scheduled.sequences, strict=True):
             sequence.scored -= len(row.targets)
+            sequence.drawing = 0
         for sequence in tuple(self._running):
             self._unseat(sequence)
             insort(self._waiting, sequence, key=_rank)
@@ -184,36 +198,37 @@ class Scheduler:
             if queue != sorted(queue, key=_rank):
                 raise InternalError("a queue is out of order")
 
-    def plan(self, only: Sequence | None = None) -> Scheduled | None:
+    def plan(self, only: Collection[Sequence] = ()) -> Scheduled | None:
         """Decide the next step and take the pages it needs; None when there is nothing to do.
 
-        The tokens planned count as computed from here on, so a step that fails must be
-        followed by `retreat`, or by removing every running sequence and clearing the cache.
+        The step before may still be under way: what it draws is taken as `DRAWN`, and what is
+        planned here must be computed after it. The tokens planned count as computed from here
+        on, so a step that fails must be followed by `retreat`, or by removing every running
+        sequence and clearing the cache.
 
         Args:
-            only: plan for this sequence alone; all others wait.
+            only: plan for these sequences alone; all others wait.
         """
         draft = _Draft(self._budget)
-        if only is not None:
-            for other in [other for other in self._running if other is not only]:
-                self._preempt(other)
+        for other in [other for other in self._running if only and other not in only]:
+            self._preempt(other)
         order = tuple(self._running)
         rest: list[Sequence] = []
         for sequence in order:
-            if len(sequence.tokens) - sequence.computed == 1:
+            due = sequence.due
+            if due == 1:
                 self._continue(sequence, draft, order)
-            else:
+            elif due:
                 rest.append(sequence)
         for sequence in rest:
             self._continue(sequence, draft, order)
-        if only is not None:
-            if only.slot < 0:
-                self._admit([only], draft, rest)
+        if only:
+            self._admit(sorted((one for one in only if one.slot < 0), key=_rank), draft, rest)
         elif self._waiting and self._free_slots and draft.budget > 0:
             self._admit(self._candidates(), draft, rest)
         if draft.single or draft.many:
             return draft.finished()
-        if self._running:
+        if any(sequence.due for sequence in self._running):
             raise InternalError("sequences run but none of them can go on")
         return None
 
@@ -222,13 +237,13 @@ class Scheduler:
     def _continue(self, sequence: Sequence, draft: _Draft, order: tuple[Sequence, ...]) -> None:
         if sequence.slot < 0 or draft.budget < 1:
             return
-        wanted = min(len(sequence.tokens) - sequence.computed, draft.budget)
+        wanted = min(sequence.due, draft.budget)
         count = len(sequence.pages) * self._page_size - sequence.computed
         if count < wanted:
             count = self._room(sequence, wanted, draft, order)
         if count:
             self._schedule(sequence, min(count, wanted), draft)
-        elif sequence.pending == 1 or not draft.scheduled:
+        elif sequence.due == 1 or not draft.scheduled:
             self._preempt(sequence)
 
     def _room(
@@ -254,20 +269,25 @@ class Scheduler:
     def _schedule(self, sequence: Sequence, count: int, draft: _Draft) -> None:
         start = sequence.computed
         end = sequence.computed = start + count
-        length = len(sequence.tokens)
+        length = sequence.length
+        sample = end == length and sequence.max_new_tokens > 0
         score_from, targets = self._scores(sequence, start, end)
         fresh_from = min(sequence.synced, self._sharing.share(sequence, draft.computing))
         sequence.synced = len(sequence.pages)
+        tokens = sequence.tokens[start:end]
+        if len(tokens) < count:
+            tokens.append(DRAWN)
         row = Row(
             sequence.slot,
-            sequence.tokens[start:end],
+            tokens,
             start,
             sequence.pages,
             fresh_from,
             score_from,
             targets,
-            end == length and sequence.max_new_tokens > 0,
+            sample,
         )
+        sequence.drawing += sample
         if count == 1:
             draft.single.append((row, sequence))
         else:
@@ -325,7 +345,8 @@ class Scheduler:
         late: list[Sequence] = []
         saved = 0
         for sequence in candidates:
-            if not self._free_slots or draft.budget < 1:
+            # What it drew before it lost its place is told after the step under way.
+            if not self._free_slots or draft.budget < 1 or sequence.drawing:
                 break
             self._sharing.seek(sequence)
             if self._sharing.led(sequence, leaders):
@@ -372,7 +393,7 @@ class Scheduler:
             sequence.cached_tokens = sequence.computed
             self.prompt_tokens += sequence.prompt_tokens
             self.cached_tokens += sequence.computed
-        count = self._sharing.room(sequence, min(sequence.pending, draft.budget))
+        count = self._sharing.room(sequence, min(sequence.due, draft.budget))
         if not count:
             raise InternalError("a sequence was admitted without room for it")
         self._schedule(sequence, count, draft)
@@ -395,9 +416,9 @@ class Scheduler:
         sequence.retractions += 1
         self.preemptions += 1
 
-    def _unseat(self, sequence: Sequence) -> None:
+    def _unseat(self, sequence: Sequence, keep: bool = True) -> None:
         _take_out(self._running, sequence)
-        self._sharing.settle(sequence)
+        self._sharing.settle(sequence, keep)
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
 

@@ -19,9 +19,11 @@ class Sequence:
         request: what was asked for.
         serial: order of arrival.
         limit: most tokens it may reach, prompt and output together.
-        tokens: prompt and output so far.
+        tokens: prompt and output so far, as far as they are known.
         keys: what its pages are found by, one a token: the tokens themselves, unless it has images.
-        computed: tokens whose keys and values are in `pages`.
+        drawing: tokens after those, which steps under way draw.
+        computed: tokens whose keys and values are in `pages`, or will be after the steps under
+            way; the last of them may be one that is not known.
         pages: page ids that hold them, in order.
         synced: leading pages its slot's table is known to have.
         node: where its full pages end in the prefix tree; None outside of it.
@@ -39,6 +41,7 @@ class Sequence:
     limit: int
     tokens: list[int] = field(default_factory=list)
     keys: list[int] = field(init=False)
+    drawing: int = 0
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     synced: int = 0
@@ -67,13 +70,25 @@ class Sequence:
         return len(self.request.prompt_ids)
 
     @property
-    def pending(self) -> int:
-        """Tokens that are known but not computed."""
-        return len(self.tokens) - self.computed
+    def length(self) -> int:
+        """Tokens there are, those included that are being drawn."""
+        return len(self.tokens) + self.drawing
+
+    @property
+    def settled(self) -> int:
+        """Tokens that are known as well as computed."""
+        return min(self.computed, len(self.tokens))
+
+    @property
+    def due(self) -> int:
+        """Tokens to compute: none once the last one it may have is being drawn."""
+        if self.drawing and self.output_tokens + self.drawing >= self.max_new_tokens:
+            return 0
+        return len(self.tokens) + self.drawing - self.computed
 
     @property
     def output_tokens(self) -> int:
-        """Tokens generated so far."""
+        """Tokens generated so far, as far as they are known."""
         return len(self.tokens) - len(self.request.prompt_ids)
 
     @property

@@ -34,7 +34,7 @@ class Sharing:
 
     def missing(self, sequence: Sequence) -> int:
         """Pages a sequence still needs for the tokens it has, and one to grow into."""
-        return -(-len(sequence.tokens) // self._size) + 1 - len(sequence.pages)
+        return -(-sequence.length // self._size) + 1 - len(sequence.pages)
 
     def room(self, sequence: Sequence, wanted: int) -> int:
         """Take pages for `wanted` more tokens; how many of them now have a place."""
@@ -107,7 +107,7 @@ class Sharing:
     def lead(self, sequence: Sequence, leaders: Leaders) -> None:
         """Note the page that a sequence in prefill will fill after this step."""
         node, at = sequence.node, sequence.node_pages * self._size
-        if node is not None and sequence.pending and at + self._size <= len(sequence.tokens):
+        if node is not None and sequence.due and at + self._size <= len(sequence.tokens):
             leaders.add((id(node), tuple(sequence.keys[at : at + self._size])))
 
     def led(self, sequence: Sequence, leaders: Leaders) -> bool:
@@ -131,7 +131,7 @@ class Sharing:
     # -- what a sequence gives to others -------------------------------------------------------
 
     def share(self, sequence: Sequence, computing: set[int]) -> int:
-        """Put the pages that a step fills into the tree.
+        """Put pages that are full into the tree, once their tokens are known.
 
         Args:
             computing: takes the pages whose contents are there only after the step.
@@ -142,10 +142,11 @@ class Sharing:
         """
         node, pages = sequence.node, sequence.pages
         size, changed, index = self._size, len(pages), sequence.node_pages
-        if node is None or (index + 1) * size > sequence.computed:
+        settled = sequence.settled
+        if node is None or (index + 1) * size > settled:
             return changed
         self._lift_tail(sequence)
-        while (index + 1) * size <= sequence.computed:
+        while (index + 1) * size <= settled:
             key = tuple(sequence.keys[index * size : (index + 1) * size])
             own = pages[index]
             node = self.tree.extend(node, key, own)
@@ -167,7 +168,7 @@ class Sharing:
             The page, if it was put into the tree.
         """
         node, at = sequence.node, sequence.node_pages * self._size
-        count = sequence.computed - at
+        count = sequence.settled - at
         if node is None or count < _WORTH_COPYING:
             return None
         if sequence.tail is not None and len(sequence.tail.key) == count:
@@ -183,12 +184,22 @@ class Sharing:
         sequence.tail = tail
         return page
 
-    def settle(self, sequence: Sequence) -> None:
-        """Take a sequence's pages back; the tree keeps those that others may want."""
-        if sequence.node is not None:
-            self.lay_tail(sequence)
-            self.tree.touch(sequence.tail or sequence.node)
+    def settle(self, sequence: Sequence, keep: bool = True) -> None:
+        """Take a sequence's pages back; the tree keeps those that others may want.
+
+        Args:
+            keep: else the tree gives up those that no other sequence has used.
+        """
+        node = sequence.node
+        if node is not None:
+            if keep:
+                self.share(sequence, set())
+                self.lay_tail(sequence)
+            self.tree.touch(sequence.tail or sequence.node or node)
+        last = sequence.tail or sequence.node
         self.pool.release(sequence.pages)
+        if last is not None and not keep:
+            self.tree.prune(last)
         sequence.pages = []
         sequence.computed = sequence.synced = sequence.node_pages = 0
         sequence.node = sequence.tail = None

@@ -203,7 +203,8 @@ async def test_images_are_a_list_in_their_order(tmp_path: Path) -> None:
     ]
     assert one["image_data"] == images
     assert one["text"].count("<image>") == 2
-    assert samples["image_data"] == [images]  # one prompt of a batch of one, with all its images
+    assert samples["image_data"] == [images]  # a batch of one prompt, which has all images
+    assert len(samples["text"]) == 1
     assert several["image_data"] == [images, images]
 
 

@@ -124,7 +124,7 @@ class Driver:
             only: plan for this sequence alone.
             forced: tokens that a grammar adds to each that is drawn.
         """
-        scheduled = self.scheduler.plan(only)
+        scheduled = self.scheduler.plan((only,) if only is not None else ())
         self.scheduler.check()
         if scheduled is None:
             return None

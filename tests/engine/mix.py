@@ -8,11 +8,16 @@ from dataclasses import replace
 
 from asyncsgl_engine.request import Completion, Grammar, Request, Sampling
 
-__all__ = ["Mix", "assert_fits"]
+__all__ = ["GRAMMARS", "Mix", "assert_fits"]
 
 PATTERNS = (r"-?[1-9]\d{2,4}(km|mile)", r"(yes|no|maybe), (sir|madam)", r"[a-f]{3,9}!")
 SCHEMA = '{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"]}'
 LARK = 'start: "on " /[a-z]{1,8}/ | "off"'
+GRAMMARS = (
+    Grammar("json_schema", SCHEMA),
+    Grammar("ebnf", LARK),
+    *(Grammar("regex", pattern) for pattern in PATTERNS),
+)
 _TEXTS = 257  # ids below it are bytes and the begin token
 
 
@@ -106,13 +111,7 @@ class Mix:
         )
 
     def _with_grammar(self, request: Request) -> Request:
-        grammar = self._chance.choice(
-            [
-                Grammar("json_schema", SCHEMA),
-                Grammar("ebnf", LARK),
-                *(Grammar("regex", pattern) for pattern in PATTERNS),
-            ]
-        )
+        grammar = self._chance.choice(GRAMMARS)
         # a stop of another kind may cut the text short, and then it need not match
         plain = replace(
             request.sampling,

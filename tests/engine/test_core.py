@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import pytest
+
 from asyncsgl_engine.constraints import Constraints
 from asyncsgl_engine.core import EngineCore
 from asyncsgl_engine.errors import StepFailed
@@ -18,7 +22,7 @@ class CountingPass:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def draw(self, mask: Mask | None) -> None:
+    def draw(self, mask: Mask | None, void: Collection[int] = ()) -> None:
         """Nothing is drawn."""
 
     def outcome(self) -> Outcome:
@@ -70,20 +74,32 @@ def test_unstreamed_requests_get_one_delta_and_streamed_ones_one_a_step() -> Non
     assert sum(delta.finish is not None for delta in deltas) == 2
 
 
-def test_a_failed_pass_ends_its_requests_and_no_others() -> None:
+def test_a_pass_that_fails_once_is_repeated_and_ends_nothing() -> None:
     runner = CountingRunner()
     core = core_with(runner)
     core.step([request("one"), request("two")])
     runner.faults = 1
-    failed = core.step([request("three")])
-    assert {delta.request_id for delta in failed} == {"one", "two"}
+    assert core.step([request("three")]) == []
+    assert {delta.token_ids for delta in drain(core)} == {(66, 67, 68, 69, 70)}
+    assert (core.statistics().failed, core.statistics().finished) == (0, 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_where_everything_fails_everything_ends(count: int) -> None:
+    runner = CountingRunner()
+    core = core_with(runner, slots=4)
+    runner.faults = 10**6
+    failed = core.step([request(f"r{number}") for number in range(count)]) + drain(core)
+    assert {delta.request_id for delta in failed} == {f"r{number}" for number in range(count)}
     for delta in failed:
         assert isinstance(delta.error, StepFailed)
+        assert repr(delta.request_id) in str(delta.error)
         assert isinstance(delta.error.__cause__, MemoryError)
+    assert 10**6 - runner.faults <= 2 * count
     assert core.statistics().pages_free == core.statistics().pages_total
-    (last,) = drain(core)
-    assert (last.request_id, last.token_ids) == ("three", (66, 67, 68, 69, 70))
-    assert (core.statistics().failed, core.statistics().finished) == (2, 1)
+    runner.faults = 0
+    (last,) = core.step([request("after")]) + drain(core)
+    assert last.token_ids == (66, 67, 68, 69, 70)
 
 
 def test_cancelled_ids_may_come_back_in_the_same_step() -> None:

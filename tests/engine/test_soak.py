@@ -35,6 +35,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"page_size": 4, "chunked_prefill_size": 64, "max_running_requests": 16},
     {"page_size": 16, "chunked_prefill_size": 7, "max_running_requests": 5},
     {"page_size": 1, "chunked_prefill_size": 33, "disable_radix_cache": True},
+    {"page_size": 8, "max_running_requests": 9, "disable_overlap_schedule": False},
 ]
 Known = dict[Request, tuple[int, ...]]
 Act = Callable[[Mix, random.Random], Coroutine[Any, Any, str]]
