@@ -5,11 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gate.h"
 #include "step.h"
 #include "vectors.h"
 #include "places.h"
 
-#define BARRIER _Pragma("omp barrier")
+#define BARRIER meet(gate, threads);
 #define SHARING_ROWS 16 /* rows of a group in one task */
 
 /* Lists the tasks of a step's attention, the longest first; at most kv_heads for each token. */

@@ -134,8 +134,8 @@ INLINE void NAME(attend_all)(const NAME(Scratch) * scratch, const NAME(Layer) * 
 
 static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) * layer,
                             const Step *step, const NAME(Space) * space, int64_t count,
-                            int64_t *next, const uint32_t *next_weights, int thread,
-                            int threads) {
+                            int64_t *next, const uint32_t *next_weights, Gate *gate,
+                            int thread, int threads) {
     const int64_t tokens = step->tokens, hidden = model->hidden, inner = model->inner;
     const int64_t width = model->heads * model->dim;
     const int64_t wide = width + 2 * model->kv_heads * model->dim;
@@ -216,13 +216,15 @@ void NAME(asyncsgl_forward)(const NAME(Model) * model, const Step *step, const N
         list_tasks(step, model->kv_heads, model->heads / model->kv_heads, space.tasks);
     memset(space.next, 0, model->num_layers * sizeof(int64_t));
     const int64_t tokens = step->tokens, rows = call->rows;
+    Gate meeting = {0}, *gate = &meeting;
     _Pragma("omp parallel num_threads(step->threads)") {
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         for (MINE(t, tokens)) NAME(begin_token)(model, call, &space, t);
         BARRIER
         for (int64_t l = 0; l < model->num_layers; l++)
             NAME(run_layer)(model, model->layers + l, step, &space, count, space.next + l,
-                            model->layers[(l + 1) % model->num_layers].qkv, thread, threads);
+                            model->layers[(l + 1) % model->num_layers].qkv, gate, thread,
+                            threads);
         const NAME(Activations) last = {space.last, rows, model->hidden};
         for (MINE(r, rows))
             NAME(normalise_row)(space.hidden + call->logit_rows[r] * model->hidden, model->norm,
@@ -260,6 +262,7 @@ void NAME(asyncsgl_attend)(const NAME(Attention) * call, const Step *step) {
     char *base = NAME(take)(&at, step->threads * NAME(scratch_bytes)(call->kv_heads));
     const int64_t count = list_tasks(step, call->kv_heads, call->heads / call->kv_heads, tasks);
     int64_t next = 0;
+    Gate meeting = {0}, *gate = &meeting;
     _Pragma("omp parallel num_threads(step->threads)") {
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         for (MINE(t, tokens)) {
