@@ -114,6 +114,9 @@ def test_one_prompt_with_a_list_of_images(seeing: Served, answer: Answer) -> Non
     named = [data_url(RED), data_url(TALL)]
     found = seeing.generate(text, image_data=named, sampling_params=GREEDY)
     assert found["text"] == answer(text, RED, TALL)
+    several = {**GREEDY, "n": 2}  # for which SGLang wants a list of lists
+    found = seeing.generate(text, image_data=[named], sampling_params=several)
+    assert [each["text"] for each in found] == [answer(text, RED, TALL)] * 2
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ __all__ = ["image_sources"]
 def image_sources(data: Any, count: int, is_list: bool) -> list[list[str]]:
     """What names the images of each prompt.
 
-    1. One prompt takes one image or a list of images.
+    1. One prompt takes one image, a list of images, or a list with that list.
     2. Of a list of prompts each takes its own entry of a list: an image, a list of images, or
        null for none. One image that is not in a list goes to all of them.
 
@@ -30,6 +30,9 @@ def image_sources(data: Any, count: int, is_list: bool) -> list[list[str]]:
     if not data:
         return [[] for _ in range(count)]
     if not is_list:
+        match data:
+            case [[*images]]:  # as SGLang wants it for several answers to one prompt
+                return [_several(images)]
         return [_several(data)]
     if not isinstance(data, list):
         return [[_one(data)] for _ in range(count)]
