@@ -79,7 +79,7 @@ class Sampler:
     def draw(
         self, logits: torch.Tensor, slots: Sequence[int], lengths: Sequence[int], mask: Mask | None
     ) -> torch.Tensor:
-        """Draw one token for each row, without waiting for the device.
+        """Draw one token for each row; does not wait for the device where it need not.
 
         Args:
             logits: (R, vocab), any float type; in the end as they were.
@@ -93,13 +93,11 @@ class Sampler:
         """
         seats = np.asarray(slots, dtype=np.int64)
         made = np.asarray(lengths, dtype=np.int64) - self._prompt[seats]
-        draws = Draws(
-            self._heat[seats],
-            self._top_p[seats],
-            self._top_k[seats],
-            self._min_p[seats],
-            uniform(self._seeds[seats], made.astype(np.uint64)),
-        )
+        heat = self._heat[seats]
+        chance = np.zeros(len(seats), dtype=np.float32)
+        if heat.any():
+            chance = uniform(self._seeds[seats], made.astype(np.uint64))
+        draws = Draws(heat, self._top_p[seats], self._top_k[seats], self._min_p[seats], chance)
         if not self._editor.concerns(seats, made):
             return self._drawer.draw(logits, draws, mask)
         with self._editor.edited(logits, seats, made) as edited:
