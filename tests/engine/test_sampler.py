@@ -21,12 +21,15 @@ from transformers import (
 )
 
 from asyncsgl_engine.drawing import NO_TOKEN, Drawer, Draws, TorchDrawer, pick, refused_tokens
+from asyncsgl_engine.hub.cache import default_cache_root
 from asyncsgl_engine.logits import LogitEditor
 from asyncsgl_engine.logprobs import Describer, LogprobReporter, TorchDescriber
 from asyncsgl_engine.native import Library, NativeSampling, build_library
 from asyncsgl_engine.plan import Mask, Row, Seat
 from asyncsgl_engine.request import Request, Sampling
 from asyncsgl_engine.sampler import Sampler, uniform
+
+pytestmark = pytest.mark.timeout(120)  # the first may have to compile
 
 VOCAB = 1000
 CPU = torch.device("cpu")
@@ -49,10 +52,10 @@ def logits_of(seed: int, rows: int = 1) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+def library() -> Library:
     if shutil.which(os.environ.get("CC", "cc")) is None:
         pytest.skip("no C compiler here")
-    built = build_library(tmp_path_factory.mktemp("native"))
+    built = build_library(default_cache_root() / "native")  # where the engine keeps it
     assert built is not None, "the C code was not compiled"
     return built
 
