@@ -129,6 +129,7 @@ FLAGS: tuple[Flag, ...] = (
     _engine("mem_fraction_static", float, None, "Share of free memory for the cache."),
     _engine("chunked_prefill_size", int, None, "Tokens in a step at most."),
     _engine("disable_radix_cache", bool, False, "Share no prefixes."),
+    _engine("disable_overlap_schedule", bool, None, "Plan no step during the one before it."),
     _engine("disable_cuda_graph", bool, False, "Launch every operation of a step on its own."),
     _engine("cuda_graph_max_bs", int, 256, "Sequences in a step that is replayed as a CUDA graph."),
     _engine("enable_native", bool, True, "Use the compiled kernels for processors."),

@@ -37,6 +37,7 @@ EVERYTHING = {
     "--mem-fraction-static": "0.5",
     "--chunked-prefill-size": "256",
     "--disable-radix-cache": None,
+    "--disable-overlap-schedule": None,
     "--disable-cuda-graph": None,
     "--cuda-graph-max-bs": "8",
     "--no-enable-native": None,
