@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from .config import EngineConfig, ProfileOptions, ResolvedConfig
 from .delivery import Ticket, deliver
@@ -45,6 +45,19 @@ class _Inbox:
     def __bool__(self) -> bool:
         return bool(self.new or self.left or self.aborted or self.calls)
 
+    def hold_new(self, earlier: _Inbox) -> None:
+        """Keep the requests that came in an earlier inbox, and what was said of them since."""
+        self.new, earlier.new = earlier.new, {}
+        self.aborted = earlier.aborted & self.new.keys()
+        earlier.aborted -= self.aborted
+
+
+class _Patient(NamedTuple):
+    """A call that waits until nothing runs."""
+
+    done: Future[Any]
+    call: Callable[[], None]
+
 
 class AsyncEngine:
     """A model in this process, for any number of requests at once.
@@ -60,7 +73,7 @@ class AsyncEngine:
         self._lock = threading.Condition()
         self._inbox = _Inbox()
         self._tickets: dict[str, Ticket] = {}
-        self._when_idle: list[Callable[[], None]] = []
+        self._when_idle: list[_Patient] = []
         self._started: Future[None] | None = None
         self._thread: threading.Thread | None = None
         self._loaded: Loaded | None = None
@@ -253,7 +266,9 @@ class AsyncEngine:
         """Empty the prefix cache.
 
         Args:
-            wait: wait until no request runs, however long that takes.
+            wait: wait until no request runs, however long that takes. Requests that come in
+                meanwhile wait behind this, so that those before it are all it waits for; cancel
+                the call to let them go on.
 
         Returns:
             False, and nothing done, when requests run and `wait` is not set.
@@ -402,9 +417,15 @@ class AsyncEngine:
 
         with self._lock:
             self._refuse_if_closed()
-            (self._when_idle if when_idle else self._inbox.calls).append(call)
+            if when_idle:
+                self._when_idle.append(_Patient(done, call))
+            else:
+                self._inbox.calls.append(call)
             self._lock.notify()
-        return await asyncio.wrap_future(done)
+        try:
+            return await asyncio.wrap_future(done)
+        finally:
+            self._wake()  # for those who waited behind this
 
     # -- the engine's thread ------------------------------------------------------------------
 
@@ -448,21 +469,35 @@ class AsyncEngine:
         """Wait for work and do one step of it; False when it is time to end."""
         core = loaded.core
         with self._lock:
-            while not (self._inbox or core.can_step or self._ends or self._may_call(core)):
+            while not (self._told(core) or core.can_step or self._ends or self._may_call(core)):
                 self._lock.wait()
             if self._ends:
                 return False
             inbox, self._inbox = self._inbox, _Inbox()
+            if self._holds(core):
+                self._inbox.hold_new(inbox)
         deltas = core.step(inbox.new.values(), inbox.left | inbox.aborted)
         self._statistics = core.statistics()
         for call in inbox.calls:
             call()
         if not core.busy:
             calls, self._when_idle = self._when_idle, []
-            for call in calls:
-                call()
+            for each in calls:
+                each.call()
         self._route([delta for delta in deltas if not _is_farewell(delta, inbox.left)])
         return True
+
+    def _holds(self, core: EngineCore) -> bool:
+        """Whether new requests wait behind somebody who waits for idleness."""
+        self._when_idle = [each for each in self._when_idle if not each.done.cancelled()]
+        return bool(self._when_idle) and core.busy
+
+    def _told(self, core: EngineCore) -> bool:
+        """Whether something came in that can be acted on."""
+        inbox = self._inbox
+        if inbox.left or inbox.calls or inbox.aborted - inbox.new.keys():
+            return True
+        return bool(inbox.new) and not self._holds(core)
 
     def _may_call(self, core: EngineCore) -> bool:
         """Whether somebody waits for idleness, and it has come."""
@@ -489,7 +524,7 @@ class AsyncEngine:
         with self._lock:
             self._closing = True
             left, self._tickets = list(self._tickets.values()), {}
-            calls = [*self._inbox.calls, *self._when_idle]
+            calls = [*self._inbox.calls, *(each.call for each in self._when_idle)]
         for call in calls:
             call()
         deliver(

@@ -307,6 +307,48 @@ async def test_flushing_waits_or_refuses_while_requests_run(engine: AsyncEngine)
     assert (await task).finish.reason == "length"
 
 
+async def test_who_comes_after_a_flush_waits_behind_it_and_it_waits_for_nobody_else(
+    engine: AsyncEngine,
+) -> None:
+    prompt = tuple(b"all of them begin with this")
+    long = replace(GREEDY, max_new_tokens=450)
+    stream = engine.stream(Request("first", prompt, long, stream=True))
+    made = len((await anext(stream)).token_ids)
+    flush = asyncio.create_task(engine.flush_cache(wait=True))
+    await asyncio.sleep(0)
+    later = [
+        asyncio.create_task(engine.generate(Request(f"later{number}", prompt, GREEDY)))
+        for number in range(4)
+    ]
+    await asyncio.sleep(0)
+    engine.abort("later2")
+    later[3].cancel()
+    assert await flush
+    made += sum([len(delta.token_ids) async for delta in stream])
+    assert made == 450
+    one, two, aborted, cancelled = await asyncio.gather(*later, return_exceptions=True)
+    assert isinstance(one, Completion)
+    assert isinstance(two, Completion)
+    assert one.finish.cached_tokens == 0  # what the first one left was flushed by then
+    assert one.token_ids == two.token_ids
+    assert isinstance(aborted, Completion)
+    assert isinstance(cancelled, asyncio.CancelledError)
+
+
+async def test_a_flush_that_is_given_up_holds_nobody_back(engine: AsyncEngine) -> None:
+    long = replace(GREEDY, max_new_tokens=400)
+    first = asyncio.create_task(engine.generate(Request("first", tuple(b"first"), long)))
+    await asyncio.sleep(0)
+    flush = asyncio.create_task(engine.flush_cache(wait=True))
+    await asyncio.sleep(0)
+    later = asyncio.create_task(engine.generate(Request("later", tuple(b"later"), GREEDY)))
+    await asyncio.sleep(0)
+    flush.cancel()
+    await later
+    assert not first.done()
+    await first
+
+
 async def test_several_event_loops_at_once(engine: AsyncEngine) -> None:
     texts: list[str] = []
 
