@@ -8,12 +8,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from .config import EngineConfig, ProfileOptions, ResolvedConfig
 from .delivery import Ticket, deliver
 from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded, RankFailed
 from .images import Prompt
+from .inbox import Inbox, Patient
 from .request import Completion, Delta, Finish, Request, Sampling, TokenLogprob
 from .statistics import Statistics
 
@@ -31,34 +32,6 @@ __all__ = ["AsyncEngine"]
 T = TypeVar("T")
 
 
-class _Inbox:
-    """What came in since the last step."""
-
-    __slots__ = ("aborted", "calls", "left", "new")
-
-    def __init__(self) -> None:
-        self.new: dict[str, Request] = {}
-        self.left: set[str] = set()
-        self.aborted: set[str] = set()
-        self.calls: list[Callable[[], None]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.new or self.left or self.aborted or self.calls)
-
-    def hold_new(self, earlier: _Inbox) -> None:
-        """Keep the requests that came in an earlier inbox, and what was said of them since."""
-        self.new, earlier.new = earlier.new, {}
-        self.aborted = earlier.aborted & self.new.keys()
-        earlier.aborted -= self.aborted
-
-
-class _Patient(NamedTuple):
-    """A call that waits until nothing runs."""
-
-    done: Future[Any]
-    call: Callable[[], None]
-
-
 class AsyncEngine:
     """A model in this process, for any number of requests at once.
 
@@ -71,9 +44,9 @@ class AsyncEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._asked = config
         self._lock = threading.Condition()
-        self._inbox = _Inbox()
+        self._inbox = Inbox()
         self._tickets: dict[str, Ticket] = {}
-        self._when_idle: list[_Patient] = []
+        self._when_idle: list[Patient] = []
         self._started: Future[None] | None = None
         self._thread: threading.Thread | None = None
         self._loaded: Loaded | None = None
@@ -418,7 +391,7 @@ class AsyncEngine:
         with self._lock:
             self._refuse_if_closed()
             if when_idle:
-                self._when_idle.append(_Patient(done, call))
+                self._when_idle.append(Patient(done, call))
             else:
                 self._inbox.calls.append(call)
             self._lock.notify()
@@ -473,7 +446,7 @@ class AsyncEngine:
                 self._lock.wait()
             if self._ends:
                 return False
-            inbox, self._inbox = self._inbox, _Inbox()
+            inbox, self._inbox = self._inbox, Inbox()
             if self._holds(core):
                 self._inbox.hold_new(inbox)
         deltas = core.step(inbox.new.values(), inbox.left | inbox.aborted)

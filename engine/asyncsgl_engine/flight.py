@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from .answer import Answer
 from .constraints import Masking
+from .draft import Scheduled
 from .plan import Outcome, Pass
-from .scheduler import Scheduled
 
 __all__ = ["Flight"]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from .config import ResolvedConfig
+from .draft import Draft, Scheduled
 from .errors import InternalError, PromptTooLong
-from .plan import DRAWN, PageCopy, Plan, Row
+from .plan import DRAWN, Row
 from .request import Request
 from .sequence import Sequence
 from .sharing import Leaders, Sharing
 
-__all__ = ["Scheduled", "Scheduler"]
+__all__ = ["Scheduler"]
 
 _CANDIDATES = 64
 _MOST_OVERTAKEN = 16
@@ -21,44 +21,8 @@ _WORTH_A_STEP = 64
 """Tokens that make it worth while to wait a step for the page they can be copied from."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """A step as decided.
-
-    Args:
-        plan: for the runner.
-        sequences: whose rows they are, in the order of the plan's rows.
-        seated: sequences that got a slot just now; the runner must be told of them first.
-    """
-
-    plan: Plan
-    sequences: tuple[Sequence, ...]
-    seated: tuple[Sequence, ...]
-
-
 def _rank(sequence: Sequence) -> tuple[int, int]:
     return -sequence.request.priority, sequence.serial
-
-
-class _Draft:
-    """A plan in the making."""
-
-    __slots__ = ("budget", "computing", "copies", "many", "scheduled", "seated", "single")
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.single: list[tuple[Row, Sequence]] = []
-        self.many: list[tuple[Row, Sequence]] = []
-        self.copies: list[PageCopy] = []
-        self.seated: list[Sequence] = []
-        self.scheduled: set[int] = set()
-        self.computing: set[int] = set()
-
-    def finished(self) -> Scheduled:
-        """The plan: rows of a single token first."""
-        rows = self.single + self.many
-        plan = Plan(tuple(row for row, _ in rows), tuple(self.copies))
-        return Scheduled(plan, tuple(sequence for _, sequence in rows), tuple(self.seated))
 
 
 class Scheduler:
@@ -209,7 +173,7 @@ class Scheduler:
         Args:
             only: plan for these sequences alone; all others wait.
         """
-        draft = _Draft(self._budget)
+        draft = Draft(self._budget)
         for other in [other for other in self._running if only and other not in only]:
             self._preempt(other)
         order = tuple(self._running)
@@ -234,7 +198,7 @@ class Scheduler:
 
     # -- sequences that run ------------------------------------------------------------------
 
-    def _continue(self, sequence: Sequence, draft: _Draft, order: tuple[Sequence, ...]) -> None:
+    def _continue(self, sequence: Sequence, draft: Draft, order: tuple[Sequence, ...]) -> None:
         if sequence.slot < 0 or draft.budget < 1:
             return
         wanted = min(sequence.due, draft.budget)
@@ -247,7 +211,7 @@ class Scheduler:
             self._preempt(sequence)
 
     def _room(
-        self, sequence: Sequence, wanted: int, draft: _Draft, order: tuple[Sequence, ...]
+        self, sequence: Sequence, wanted: int, draft: Draft, order: tuple[Sequence, ...]
     ) -> int:
         """Take pages, from weaker sequences where there are no others."""
         count = self._sharing.room(sequence, wanted)
@@ -266,7 +230,7 @@ class Scheduler:
             count = self._sharing.room(sequence, wanted)
         return count
 
-    def _schedule(self, sequence: Sequence, count: int, draft: _Draft) -> None:
+    def _schedule(self, sequence: Sequence, count: int, draft: Draft) -> None:
         start = sequence.computed
         end = sequence.computed = start + count
         length = sequence.length
@@ -328,7 +292,7 @@ class Scheduler:
             )
         return front
 
-    def _admit(self, candidates: list[Sequence], draft: _Draft, prefilling: list[Sequence]) -> None:
+    def _admit(self, candidates: list[Sequence], draft: Draft, prefilling: list[Sequence]) -> None:
         """Let candidates in, in their order, as far as slots, tokens and pages go.
 
         1. What a running sequence computes for it in a later step, a candidate waits for.
@@ -380,7 +344,7 @@ class Scheduler:
             spare -= self.tree.unheld(sequence.node)
         return needed <= spare
 
-    def _let_in(self, sequence: Sequence, draft: _Draft) -> None:
+    def _let_in(self, sequence: Sequence, draft: Draft) -> None:
         _take_out(self._waiting, sequence)
         insort(self._running, sequence, key=_rank)
         sequence.slot = self._free_slots.pop()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from asyncsgl_engine.config import ModelFacts, ResolvedConfig
+from asyncsgl_engine.draft import Scheduled
 from asyncsgl_engine.request import Request, Sampling
-from asyncsgl_engine.scheduler import Scheduled, Scheduler
+from asyncsgl_engine.scheduler import Scheduler
 from asyncsgl_engine.sequence import Sequence
 
 __all__ = ["Driver", "Memory", "request", "resolved"]
