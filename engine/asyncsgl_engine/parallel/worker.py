@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 __all__ = ["main"]
@@ -36,7 +37,8 @@ def main(descriptor: int, parent: int) -> None:
 
         follow(sock)
     except Exception as error:  # noqa: BLE001 - told to rank 0
-        send(sock, Kind.FAILED, f"{type(error).__name__}: {error}".encode())
+        with suppress(OSError):  # it may be gone, which is why this failed
+            send(sock, Kind.FAILED, f"{type(error).__name__}: {error}".encode())
         _leave(1)
     _leave(0)
 
