@@ -61,3 +61,27 @@ def test_only_a_gpu_gets_graphs_and_a_small_one_smaller_steps() -> None:
 def test_settings_out_of_range_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{field}: "):
         EngineConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "overlap"),
+    [
+        ("cpu", None, False),
+        ("cpu", False, True),
+        ("cuda", None, True),
+        ("cuda", True, False),
+    ],
+)
+def test_steps_overlap_on_gpus_and_where_it_is_asked_for(
+    device: str, asked: bool | None, overlap: bool
+) -> None:
+    facts = DeviceFacts(device, 8 << 30, fast_bfloat16=True, threads=2)
+    config = EngineConfig(disable_overlap_schedule=asked)
+    assert config.resolve(MODEL, facts).overlap is overlap
+
+
+def test_ranks_and_overlap_exclude_one_another() -> None:
+    with pytest.raises(ConfigError, match=r"disable_overlap_schedule.*tp_size"):
+        EngineConfig(tp_size=2, disable_overlap_schedule=False)
+    facts = DeviceFacts("cuda", 8 << 30, fast_bfloat16=True, threads=2)
+    assert not EngineConfig(tp_size=2).resolve(MODEL, facts).overlap
