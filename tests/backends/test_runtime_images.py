@@ -215,7 +215,7 @@ def site() -> Iterator[tuple[int, list[str]]]:
             self.end_headers()
             self.wfile.write(RED)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Say nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:

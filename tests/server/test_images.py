@@ -304,7 +304,7 @@ class Site(BaseHTTPRequestHandler):
         elif name == "text":
             self.wfile.write(b"text")
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""
 
 
