@@ -11,6 +11,7 @@ from torch.nn.functional import embedding
 from ..inputs import Batch
 from ..kv_cache import KVCache
 from .build import SUFFIXES, Library
+from .memory import Arena
 from .step import MOST_DIM, MOST_GROUP, Step, Workspace
 from .weights import DecoderWeights, LayerWeights
 
@@ -75,6 +76,7 @@ class NativeDecoder:
         self._vocab = weights.head.shape[0]
         self._embedding = weights.embedding.detach()
         self._kept: list[torch.Tensor] = []
+        self._arena = Arena()
         pairs = zip(weights.layers, cache.keys, cache.values, strict=True)
         layers = [self._layer(layer, keys, values) for layer, keys, values in pairs]
         self._layers = (_Layer * len(layers))(*layers)
@@ -165,7 +167,7 @@ class NativeDecoder:
         columns, inner = matrices[0].shape
         panels = -(-columns // self._columns) * len(matrices)
         size = panels * self._columns * inner
-        packed = torch.empty(size, dtype=matrices[0].dtype)
+        packed = self._arena.take(size, matrices[0].dtype)
         for index, matrix in enumerate(matrices):
             self._pack_matrix(
                 Pointer(matrix.detach().contiguous().data_ptr()),

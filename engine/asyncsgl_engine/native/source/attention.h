@@ -1,4 +1,4 @@
-/* The shares that a step's attention is divided into. Included once for each element type, after
+/* The shares that a step's attention is divided into. Compiled once for each element type, after
    blocks.h and rows.h. */
 
 typedef struct {
@@ -27,11 +27,14 @@ static void NAME(attend_span)(const NAME(Scratch) * scratch, const NAME(Layer) *
     NAME(emit_block)(block, layer);
 }
 
+INLINE int64_t NAME(first_seen)(const NAME(Layer) * layer, const Step *step, int64_t row) {
+    return layer->window > 0 ? most(0, step->lengths[row] - layer->window) : 0;
+}
+
 /* A row that shares nothing, or whose window slides off what it shares. */
 static void NAME(attend_single)(const NAME(Scratch) * scratch, const NAME(Layer) * layer,
                                 int64_t row, int64_t kv, int64_t end) {
-    const int64_t length = scratch->step->lengths[row];
-    const int64_t from = layer->window > 0 ? most(0, length - layer->window) : 0;
+    const int64_t from = NAME(first_seen)(layer, scratch->step, row);
     NAME(attend_row)(scratch->heads, layer, scratch->step, row, kv, end, from, NULL, 0);
 }
 
@@ -56,6 +59,8 @@ static void NAME(attend_sharing)(const NAME(Scratch) * scratch, const NAME(Layer
         block->low[r] = 0;
         block->high[r] = (int32_t)common;
     }
+    for (int64_t m = task->first; m < task->last; m++)
+        NAME(fetch_row)(layer, step, members[m], task->kv, task->kv + 1, common);
     NAME(open_block)(block, layer);
     NAME(attend_block)(block, layer, task->kv, &places, 0, common);
     for (int64_t m = task->first; m < task->last; m++)
@@ -68,6 +73,14 @@ static void NAME(attend_task)(const NAME(Scratch) * scratch, const NAME(Layer) *
     if (task->kind == SPAN) NAME(attend_span)(scratch, layer, task);
     else if (task->kind == SHARING) NAME(attend_sharing)(scratch, layer, task);
     else NAME(attend_single)(scratch, layer, task->index, task->kv, task->last);
+}
+
+/* What a task reads first, where it is too short to hide that. */
+static void NAME(fetch_task)(const NAME(Scratch) * scratch, const NAME(Layer) * layer,
+                             const Task *task) {
+    if (task->kind != SINGLE) return;
+    const int64_t from = NAME(first_seen)(layer, scratch->step, task->index);
+    NAME(fetch_row)(layer, scratch->step, task->index, task->kv, task->last, from);
 }
 
 INLINE void NAME(store_head)(ELEMENT *to, const float *from, int64_t dim) {

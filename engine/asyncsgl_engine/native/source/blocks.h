@@ -1,4 +1,4 @@
-/* Attention of many queries over the same positions, by matrix products. Included once for each
+/* Attention of many queries over the same positions, by matrix products. Compiled once for each
    element type, after products.h.
 
    Queries lie side by side in the lanes of vectors, so that the softmax has no work across lanes,
@@ -12,7 +12,6 @@
 #define LOWEST (-1e30f) /* before anything was seen */
 #define UNSEEN (-2e30f) /* the score of a position that a query does not see */
 #define SLACK 8.0f
-#define LOG2_E 1.44269504f
 
 /* One layer's attention. */
 typedef struct {

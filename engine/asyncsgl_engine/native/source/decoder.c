@@ -1,4 +1,5 @@
-/* The engine's arithmetic on processors, compiled once on the machine that runs it. */
+/* The engine's arithmetic on processors, compiled on the machine that runs it: once with BF16 as 0,
+   for floats, and once with it as 1. */
 
 #include <omp.h>
 #include <stdint.h>
@@ -36,30 +37,21 @@ static int64_t list_tasks(const Step *step, int64_t kv_heads, int64_t group, Tas
     return count;
 }
 
-#define BF16 0
-#define ELEMENT float
-#define UNIT 1
-#define NAME(name) name##_f32
-#include "products.h"
-#include "blocks.h"
-#include "rows.h"
-#include "attention.h"
-#include "decoder.h"
-#undef BF16
-#undef ELEMENT
-#undef UNIT
-#undef NAME
-
-#define BF16 1
+#if BF16
 #define ELEMENT uint16_t
 #define UNIT 2
 #define NAME(name) name##_bf16
+#else
+#define ELEMENT float
+#define UNIT 1
+#define NAME(name) name##_f32
+int64_t asyncsgl_tile_columns(void) { return TILE_COLUMNS; }
+#endif
 #include "products.h"
 #include "blocks.h"
 #include "rows.h"
 #include "attention.h"
 #include "decoder.h"
-
+#if !BF16
 #include "sampling.h"
-
-int64_t asyncsgl_tile_columns(void) { return TILE_COLUMNS; }
+#endif

@@ -1,4 +1,4 @@
-/* A whole forward pass of a Llama-like decoder, or one layer's attention alone. Included once for
+/* A whole forward pass of a Llama-like decoder, or one layer's attention alone. Compiled once for
    each element type, after products.h and attention.h. */
 
 typedef struct {
@@ -125,10 +125,12 @@ static void NAME(place_token)(const NAME(Model) * model, const NAME(LayerWeights
 
 INLINE void NAME(attend_all)(const NAME(Scratch) * scratch, const NAME(Layer) * layer,
                              const Task *tasks, int64_t count, int64_t *next) {
-    for (;;) {
-        const int64_t mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-        if (mine >= count) return;
+    int64_t mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+    while (mine < count) {
+        const int64_t then = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+        if (then < count) NAME(fetch_task)(scratch, layer, tasks + then);
         NAME(attend_task)(scratch, layer, tasks + mine);
+        mine = then;
     }
 }
 
@@ -139,9 +141,12 @@ static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) 
     const int64_t tokens = step->tokens, hidden = model->hidden, inner = model->inner;
     const int64_t width = model->heads * model->dim;
     const int64_t wide = width + 2 * model->kv_heads * model->dim;
-    const NAME(Activations) normed = {space->normed, tokens, hidden};
-    const NAME(Activations) attended = {space->attended, tokens, width};
-    const NAME(Activations) gated = {space->gated, tokens, inner};
+    const NAME(Activations) normed =
+        NAME(activations)(space->normed, tokens, hidden);
+    const NAME(Activations) attended =
+        NAME(activations)(space->attended, tokens, width);
+    const NAME(Activations) gated =
+        NAME(activations)(space->gated, tokens, inner);
     const NAME(Scratch) scratch = NAME(scratch_of)(step, model->kv_heads, space->scratch, thread);
 #define SHARE(total, part) ((total) * (part) / threads)
 #define MINE(i, total) \
@@ -225,7 +230,7 @@ void NAME(asyncsgl_forward)(const NAME(Model) * model, const Step *step, const N
             NAME(run_layer)(model, model->layers + l, step, &space, count, space.next + l,
                             model->layers[(l + 1) % model->num_layers].qkv, gate, thread,
                             threads);
-        const NAME(Activations) last = {space.last, rows, model->hidden};
+        const NAME(Activations) last = NAME(activations)(space.last, rows, model->hidden);
         for (MINE(r, rows))
             NAME(normalise_row)(space.hidden + call->logit_rows[r] * model->hidden, model->norm,
                                 model->epsilon, &last, r);

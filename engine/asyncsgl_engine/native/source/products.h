@@ -1,10 +1,11 @@
-/* Matrix products over packed operands. Included once for each element type.
+/* Matrix products over packed operands. Compiled once for each element type.
 
    Everything is counted in units of 32 bits along the inner dimension: a float, or two bfloat16
    that stand beside each other, which is what one multiply-add takes in.
 
    weights: panels of TILE_COLUMNS output columns, [panel][unit][column]
-   activations: blocks of TILE_ROWS rows (fewer in the last), [block][unit][row of the block]
+   activations: blocks of rows, as many as fit a tile and about equally many in each, so that the
+   fetching of weights is spread evenly: [block][unit][row of the block]
 
    A product streams each panel once for a group of blocks, so a single row reads the weights in
    one sweep from front to back, and many rows find them in the cache. */
@@ -20,8 +21,13 @@ typedef struct {
 
 typedef struct {
     uint32_t *units;
-    int64_t rows, inner;
+    int64_t rows, inner, height; /* height: rows in a block, fewer in the last */
 } NAME(Activations);
+
+INLINE NAME(Activations) NAME(activations)(uint32_t *units, int64_t rows, int64_t inner) {
+    const int64_t blocks = most(1, ceil_div(rows, TILE_ROWS));
+    return (NAME(Activations)){units, rows, inner, most(1, ceil_div(rows, blocks))};
+}
 
 INLINE vf NAME(multiply_add)(vf sum, vu a, vu b) {
 #if !BF16
@@ -77,24 +83,26 @@ static void NAME(multiply)(const uint32_t *a, const uint32_t *b, int64_t units, 
     }
 }
 
-INLINE uint32_t *NAME(block_of)(const NAME(Activations) * to, int64_t row, int64_t *height) {
-    const int64_t first = row / TILE_ROWS * TILE_ROWS;
-    *height = least(TILE_ROWS, to->rows - first);
-    return to->units + first * UNITS(to->inner);
+/* A row's first unit, and how far apart its units are. */
+INLINE uint32_t *NAME(units_of)(const NAME(Activations) * to, int64_t row, int64_t *height) {
+    const int64_t first = row / to->height * to->height;
+    *height = least(to->height, to->rows - first);
+    return to->units + first * UNITS(to->inner) + row - first;
 }
 
 /* Write `count` values of a row, beginning with column `column`; both are even. */
 INLINE void NAME(put)(const NAME(Activations) * to, int64_t row, int64_t column,
                       const float *values, int64_t count) {
     int64_t height;
-    uint32_t *unit = NAME(block_of)(to, row, &height) + UNITS(column) * height + row % TILE_ROWS;
+    uint32_t *unit = NAME(units_of)(to, row, &height);
+    unit += UNITS(column) * height;
 #if !BF16
     for (int64_t i = 0; i < count; i++) memcpy(unit + i * height, values + i, 4);
 #else
     uint16_t narrow[64];
     for (int64_t begin = 0; begin < count; begin += 64) {
         const int64_t some = least(64, count - begin);
-        for (int64_t i = 0; i < some; i++) narrow[i] = narrow_bf16(values[begin + i]);
+        narrow_all(values + begin, some, narrow);
         for (int64_t i = 0; i < some; i += 2)
             memcpy(unit + (begin + i) / 2 * height, narrow + i, 4);
     }
@@ -138,7 +146,11 @@ INLINE void NAME(end_gate)(const NAME(Target) * target, int64_t inner, const flo
     float values[TILE_COLUMNS];
     for (int64_t r = 0; r < rows; r++) {
         const float *g = gate + r * TILE_COLUMNS, *u = up + r * TILE_COLUMNS;
-        for (int64_t c = 0; c < TILE_COLUMNS; c++) values[c] = silu(g[c]) * u[c];
+        for (int64_t c = 0; c < TILE_COLUMNS; c += LANES) {
+            const vf x = load(g + c);
+            const vf power = NAME(exp2)(-larger(x * splat(LOG2_E), splat(-126.0f)));
+            store(values + c, x / (splat(1.0f) + power) * load(u + c));
+        }
         NAME(put)(&target->gated, row + r, column, values, count);
     }
 }
@@ -164,18 +176,18 @@ INLINE void NAME(product)(const enum NAME(Ending) ending, const NAME(Activations
     float tile[TILE_ROWS * TILE_COLUMNS], other[TILE_ROWS * TILE_COLUMNS];
     for (int64_t begin = first; begin < last; begin += near) {
         const int64_t end = least(begin + near, last);
-        for (int64_t row = 0; row < from->rows; row += TILE_ROWS) {
-            const int64_t rows = least(TILE_ROWS, from->rows - row);
+        for (int64_t row = 0; row < from->rows; row += from->height) {
+            const int64_t rows = least(from->height, from->rows - row);
             const uint32_t *block = from->units + row * units;
             for (int64_t panel = begin; panel < end; panel += step) {
                 const uint32_t *at = weights->panels + panel * size, *next = at + near * size;
                 if (panel + near >= last) next = then == NULL ? NULL : then + (panel - begin) * size;
                 NAME(multiply)(block, at, units, rows, tile,
-                               NAME(ahead_of)(at, next, units, row / TILE_ROWS));
+                               NAME(ahead_of)(at, next, units, row / from->height));
                 if (ending == NAME(GATE)) {
                     if (next != NULL) next += size;
                     NAME(multiply)(block, at + size, units, rows, other,
-                                   NAME(ahead_of)(at + size, next, units, row / TILE_ROWS));
+                                   NAME(ahead_of)(at + size, next, units, row / from->height));
                     NAME(end_gate)(target, target->gated.inner, tile, other, row, rows,
                                    panel / 2 * TILE_COLUMNS);
                 } else {

@@ -1,4 +1,4 @@
-/* Attention of single rows, each over its own positions. Included once for each element type, after
+/* Attention of single rows, each over its own positions. Compiled once for each element type, after
    blocks.h.
 
    Keys and values are read where they lie, all heads of a position together, so that memory is
@@ -20,13 +20,19 @@ typedef struct {
     int64_t count, coming;
 } NAME(Stride);
 
+/* Fetch the heads that stand at places `begin` to `end` - 1 of the next stride: a few at a time,
+   since what waits for memory is limited. */
+INLINE void NAME(fetch_next)(const ELEMENT *heads, const NAME(Stride) * stride, int64_t begin,
+                             int64_t end, const int64_t dim) {
+    for (int64_t t = begin; t < least(end, stride->coming); t++)
+        prefetch_line(heads + stride->next[t], dim * sizeof(ELEMENT));
+}
+
 INLINE void NAME(scores_of)(const NAME(Heads) * heads, const ELEMENT *keys,
                             const NAME(Stride) * stride, const int64_t dim, const int64_t group,
                             float score[MOST_GROUP][STRIDE_KEYS]) {
     const int64_t count = stride->count;
     int64_t done = 0;
-    for (int64_t t = 0; t < stride->coming; t++)
-        prefetch_line(keys + stride->next[t], dim * sizeof(ELEMENT));
 #if BF16 && defined(__AVX512BF16__)
     if (dim % 32 == 0 && dim <= 128) {
         __m512bh query[MOST_GROUP][4];
@@ -35,6 +41,7 @@ INLINE void NAME(scores_of)(const NAME(Heads) * heads, const ELEMENT *keys,
                 query[g][d] = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(heads->query[g] + d * 32 + 16),
                                                   _mm512_loadu_ps(heads->query[g] + d * 32));
         for (; done + 4 <= count; done += 4) {
+            NAME(fetch_next)(keys, stride, done, done + 4, dim);
             __m512bh key[4][4];
             for (int64_t t = 0; t < 4; t++)
                 for (int64_t d = 0; d < dim / 32; d++)
@@ -52,7 +59,8 @@ INLINE void NAME(scores_of)(const NAME(Heads) * heads, const ELEMENT *keys,
     }
 #elif !BF16 && defined(__AVX512F__)
     if (dim % 16 == 0)
-        for (; done + 4 <= count; done += 4)
+        for (; done + 4 <= count; done += 4) {
+            NAME(fetch_next)(keys, stride, done, done + 4, dim);
             for (int64_t g = 0; g < group; g++) {
                 __m512 dot[4];
                 for (int64_t t = 0; t < 4; t++) {
@@ -64,7 +72,9 @@ INLINE void NAME(scores_of)(const NAME(Heads) * heads, const ELEMENT *keys,
                 }
                 _mm_storeu_ps(score[g] + done, sums_of_four(dot[0], dot[1], dot[2], dot[3]));
             }
+        }
 #endif
+    NAME(fetch_next)(keys, stride, done, STRIDE_KEYS, dim);
     for (; done < count; done++)
         for (int64_t g = 0; g < group; g++) {
             const ELEMENT *key = keys + stride->at[done];
@@ -80,8 +90,6 @@ INLINE void NAME(gather)(NAME(Heads) * heads, const ELEMENT *values, const NAME(
                          float score[MOST_GROUP][STRIDE_KEYS]) {
     const int64_t count = stride->count;
     int64_t first = 0;
-    for (int64_t t = 0; t < stride->coming; t++)
-        prefetch_line(values + stride->next[t], dim * sizeof(ELEMENT));
 #if BF16 && defined(__AVX512BF16__)
     static const uint16_t order[2][32] = {
         {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
@@ -103,6 +111,7 @@ INLINE void NAME(gather)(NAME(Heads) * heads, const ELEMENT *values, const NAME(
             sum[g][1] = _mm512_loadu_ps(heads->sum[g] + first + 16);
         }
         for (int64_t t = 0; t < count; t += 2) {
+            if (first == 0) NAME(fetch_next)(values, stride, t, t + 2, dim);
             const __m512i one = _mm512_loadu_si512(values + stride->at[t] + first);
             const __m512i two =
                 _mm512_loadu_si512(values + stride->at[least(t + 1, count - 1)] + first);
@@ -127,6 +136,7 @@ INLINE void NAME(gather)(NAME(Heads) * heads, const ELEMENT *values, const NAME(
             sum[g][1] = _mm512_loadu_ps(heads->sum[g] + first + 16);
         }
         for (int64_t t = 0; t < count; t++) {
+            if (first == 0) NAME(fetch_next)(values, stride, t, t + 1, dim);
             const __m512 left = _mm512_loadu_ps(values + stride->at[t] + first);
             const __m512 right = _mm512_loadu_ps(values + stride->at[t] + first + 16);
             for (int64_t g = 0; g < group; g++) {
@@ -141,6 +151,7 @@ INLINE void NAME(gather)(NAME(Heads) * heads, const ELEMENT *values, const NAME(
         }
     }
 #endif
+    if (first == 0) NAME(fetch_next)(values, stride, 0, STRIDE_KEYS, dim);
     for (int64_t t = 0; t < count && first < dim; t++)
         for (int64_t g = 0; g < group; g++) {
             const ELEMENT *value = values + stride->at[t];
@@ -206,10 +217,23 @@ static void NAME(attend_heads_any)(NAME(Heads) * heads, const NAME(Layer) * laye
         NAME(attend_heads)(heads, layer, kv, end, places, from, until, size, count);        \
         return;                                                                             \
     }
-    CASE(64, 1) CASE(64, 2) CASE(64, 3) CASE(64, 4) CASE(64, 7) CASE(64, 8)
-    CASE(128, 1) CASE(128, 2) CASE(128, 4) CASE(128, 6) CASE(128, 8)
+    CASE(64, 1) CASE(64, 3) CASE(64, 4) CASE(64, 7) CASE(128, 2) CASE(128, 4)
 #undef CASE
     NAME(attend_heads)(heads, layer, kv, end, places, from, until, dim, group);
+}
+
+/* Fetch what a row reads first from position `from` on: nothing else would hide that. */
+static void NAME(fetch_row)(const NAME(Layer) * layer, const Step *step, int64_t row, int64_t kv,
+                            int64_t end, int64_t from) {
+    const Places places = {step->table + row * step->table_width, NULL, step->page_size};
+    const int64_t count = least(STRIDE_KEYS, step->lengths[row] - from);
+    const int64_t bytes = (end - kv) * layer->dim * sizeof(ELEMENT), begin = kv * layer->dim;
+    int64_t at[STRIDE_KEYS];
+    slots_of(&places, from, count, layer->kv_heads * layer->dim, at);
+    for (int64_t t = 0; t < count; t++) {
+        prefetch_line(layer->keys + at[t] + begin, bytes);
+        prefetch_line(layer->values + at[t] + begin, bytes);
+    }
 }
 
 /* Attend one row's key and value heads `kv` to `end` - 1 from position `from` on, beginning with

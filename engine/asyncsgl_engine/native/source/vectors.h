@@ -47,6 +47,8 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+#define LOG2_E 1.44269504f
+
 /* Positions or dimensions, filled up to whole tiles of attention. */
 INLINE int64_t whole_tiles(int64_t count) { return ceil_div(count, KEY_ROWS) * KEY_ROWS; }
 
@@ -85,6 +87,18 @@ INLINE uint16_t narrow_bf16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+INLINE void narrow_all(const float *from, int64_t count, uint16_t *to) {
+    int64_t i = 0;
+#if defined(__AVX512BF16__)
+    for (; i + 32 <= count; i += 32) {
+        const __m512bh both =
+            _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i));
+        _mm512_storeu_si512(to + i, (__m512i)both);
+    }
+#endif
+    for (; i < count; i++) to[i] = narrow_bf16(from[i]);
 }
 
 INLINE float widen_f32(float value) { return value; }
@@ -156,12 +170,6 @@ INLINE float exp_down(float x) {
     float power;
     memcpy(&power, &bits, 4);
     return sum * power;
-}
-
-/* x / (1 + exp(-x)), without overflow on either side. */
-INLINE float silu(float x) {
-    const float fade = exp_down(x < 0.0f ? x : -x);
-    return x * (x < 0.0f ? fade : 1.0f) / (1.0f + fade);
 }
 
 #if defined(__AVX512F__)
