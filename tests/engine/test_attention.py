@@ -13,6 +13,7 @@ from asyncsgl_engine.attention import (
     AttentionBackend,
     TorchAttention,
 )
+from asyncsgl_engine.hub.cache import default_cache_root
 from asyncsgl_engine.kv_cache import KVCache
 from asyncsgl_engine.native import Library, NativeAttention, build_library
 from asyncsgl_engine.plan import PageCopy
@@ -27,8 +28,8 @@ def library_of(folder: Path) -> Library | None:
 
 
 @pytest.fixture(scope="session")
-def build_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("native")
+def build_folder() -> Path:
+    return default_cache_root() / "native"  # kept: compiling takes seconds
 
 
 def implementation(name: str, folder: Path) -> AttentionBackend:

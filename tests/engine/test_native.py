@@ -23,6 +23,7 @@ from transformers import (
 from asyncsgl_engine.attention import TorchAttention
 from asyncsgl_engine.config import DeviceFacts, EngineConfig
 from asyncsgl_engine.forward import Forward, ModuleForward
+from asyncsgl_engine.hub.cache import default_cache_root
 from asyncsgl_engine.inputs import Batch, InputBuilder
 from asyncsgl_engine.kv_cache import KVCache
 from asyncsgl_engine.lowering import lower
@@ -82,8 +83,8 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    built = build_library(tmp_path_factory.mktemp("native"))
+def library() -> Library:
+    built = build_library(default_cache_root() / "native")  # kept: compiling takes seconds
     if built is None:
         pytest.skip("no C compiler here")
     return built

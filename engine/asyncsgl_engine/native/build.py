@@ -98,7 +98,7 @@ def _fingerprint(compiler: str) -> str:
         [compiler, "--version"], check=True, capture_output=True, timeout=30
     ).stdout
     sources = [path.read_bytes() for path in sorted(_SOURCES.iterdir())]
-    parts = [*sources, " ".join(_FLAGS).encode(), version, _processor()]
+    parts = [*sources, " ".join(_FLAGS).encode(), compiler.encode(), version, _processor()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
