@@ -408,13 +408,13 @@ class AsyncEngine:
             from .loading import load
 
             loaded = load(self._asked, progress or _ignore, self._lose_rank)
+            loaded.constraints.when_compiled(self._wake)
+            self._statistics = loaded.core.statistics()
         except Exception as error:  # noqa: BLE001 - handed to the callers of start
             with self._lock:
                 self._started = None
             started.set_exception(error)
             return
-        loaded.constraints.when_compiled(self._wake)
-        self._statistics = loaded.core.statistics()
         self._loaded = loaded
         started.set_result(None)
         try:
