@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 import asyncsgl as sgl
 from asyncsgl.errors import InvalidArgument, OverloadedError
 from asyncsgl.testing import ScriptedBackend
+from asyncsgl.types import Delta, GenRequest
 from tests.fakes.service import PNG
 
 pytestmark = pytest.mark.anyio
@@ -95,22 +98,42 @@ async def test_streams_are_kept_and_given_from_the_file(tmp_path: Path) -> None:
     assert len(inner.requests) == 1
 
 
-async def read(backend: sgl.Backend) -> tuple[list[str], sgl.State]:
+class Paused(ScriptedBackend):
+    """Goes on after the first piece of a stream when it is told to."""
+
+    def __init__(self, answer: str) -> None:
+        super().__init__(answer, chunk_size=2)
+        self.may_go_on = asyncio.Event()
+
+    async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
+        async with aclosing(super().stream(request)) as deltas:
+            async for delta in deltas:
+                yield delta
+                await self.may_go_on.wait()
+
+
+async def read(
+    backend: sgl.Backend, begun: asyncio.Semaphore | None = None
+) -> tuple[list[str], sgl.State]:
+    """A streamed answer; `begun` is released when its first piece is there."""
+    pieces: list[str] = []
     async with ask.stream(backend=backend) as running:
-        pieces = [piece async for piece in running.text("answer")]
+        async for piece in running.text("answer"):
+            if begun is not None and not pieces:
+                begun.release()
+            pieces.append(piece)
         return pieces, await running.result()
 
 
 async def test_equal_streams_that_come_together_are_asked_once(tmp_path: Path) -> None:
-    inner = ScriptedBackend("one two three", chunk_size=2, delay=0.01)
+    inner, begun = Paused("one two three"), asyncio.Semaphore(0)
     async with sgl.cached(inner, tmp_path / "answers.db") as backend:
-        async with ask.stream(backend=backend) as running:
-            leading = running.text("answer")
-            pieces = [await anext(leading)]
-            others = [asyncio.create_task(read(backend)) for _ in range(3)]
-            whole = asyncio.create_task(ask.run(backend=backend))
-            pieces += [piece async for piece in leading]
-            read_states = [(pieces, await running.result()), *await asyncio.gather(*others)]
+        readers = [asyncio.create_task(read(backend, begun)) for _ in range(4)]
+        for _ in readers:
+            await begun.acquire()
+        whole = asyncio.create_task(ask.run(backend=backend))
+        inner.may_go_on.set()
+        read_states = await asyncio.gather(*readers)
         assert (await whole)["answer"] == "one two three"
         assert all(len(pieces) > 1 for pieces, _ in read_states), "they follow it as it comes"
         assert {"".join(pieces) for pieces, _ in read_states} == {"one two three"}
