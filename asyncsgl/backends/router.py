@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Literal, TypeVar, get_args
 
@@ -146,9 +146,10 @@ class Router(FanOut):
         return total
 
     async def aclose(self) -> None:
-        """Close all backends; closing twice is fine."""
-        for backend in self.backends:
-            await backend.aclose()
+        """Close all backends, also where closing one of them fails; closing twice is fine."""
+        async with AsyncExitStack() as closing:
+            for backend in reversed(self.backends):
+                closing.push_async_callback(backend.aclose)
 
     def __repr__(self) -> str:
         return f"<Router {self.policy} of {', '.join(map(repr, self.backends))}>"

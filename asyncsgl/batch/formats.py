@@ -18,7 +18,7 @@ from anyio import to_thread
 from ..errors import BatchError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Iterable, Iterator
     from pathlib import Path
 
 __all__ = ["InputRow", "JsonValue", "RowError", "RowFile", "fingerprint"]
@@ -215,10 +215,17 @@ def _object_of(raw: bytes | None) -> Mapping[str, JsonValue]:
 def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise RowError(f"the key {twice!r} is there twice")
+        raise RowError(f"the key {_first_repeated(key for key, _ in pairs)!r} is there twice")
     return found
+
+
+def _first_repeated(keys: Iterable[str]) -> str:
+    seen: set[str] = set()
+    for key in keys:
+        if key in seen:
+            return key
+        seen.add(key)
+    raise AssertionError("no key is repeated")
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -252,3 +252,18 @@ def test_a_router_needs_backends_and_a_policy() -> None:
         sgl.Router([])
     with pytest.raises(InvalidArgument, match="policy"):
         sgl.Router([ScriptedBackend()], policy="best")  # type: ignore[arg-type]
+
+
+class Unclosable(ScriptedBackend):
+    """Cannot be closed."""
+
+    async def aclose(self) -> None:
+        raise OSError("still in use")
+
+
+async def test_all_backends_are_closed_where_one_cannot_be() -> None:
+    last = ScriptedBackend("one")
+    with pytest.raises(OSError, match="still in use"):
+        await sgl.Router([Unclosable("one"), last]).aclose()
+    with pytest.raises(sgl.ClosedError):
+        await ask.run(backend=last)

@@ -55,6 +55,10 @@ async def test_rows_have_an_index_and_a_line(tmp_path: Path) -> None:
         (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
         (b'{"a": 1e999}', "1e999 is too large"),
         (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' is there twice"),
+        (
+            b"{" + b"".join(b'"%d": 0, ' % n for n in range(300_000)) + b'"299999": 0}',
+            "the key '299999' is there twice",
+        ),
         (b'{"a": "\xff"}', "not UTF-8: byte 8"),
         (b'{"a": "\\ud800"}', "not Unicode"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
