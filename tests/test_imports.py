@@ -83,12 +83,12 @@ ROWS = {
         ),
         ("core",),
         ("loading", "profiling", "parallel.follower", "parallel.worker"),
-        ("engine", "__init__"),
+        ("reception", "engine_thread", "engine", "__init__"),
         ("server",),
     ),
 }
 NO_TORCH = [noun for row in ROWS["asyncsgl_engine"][:2] for noun in row]
-NO_TORCH += ["core", "engine", "__init__"]
+NO_TORCH += ["core", "reception", "engine_thread", "engine", "__init__"]
 MAY_IMPORT_THE_ENGINE = (
     "asyncsgl.backends.engine_calls",
     "asyncsgl.backends.runtime",

@@ -1,30 +1,27 @@
-"""The engine as asyncio sees it: one thread that steps, an inbox, one wake a step."""
+"""The engine as asyncio sees it: requests in, answers out, one wake a step."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Future
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from .config import EngineConfig, ProfileOptions, ResolvedConfig
-from .delivery import Ticket, deliver
-from .errors import Closed, EngineError, InternalError, InvalidRequest, Overloaded, RankFailed
+from .delivery import Ticket
+from .engine_thread import EngineThread
+from .errors import EngineError, InvalidRequest
 from .images import Prompt
-from .inbox import Inbox, Patient
-from .request import Completion, Delta, Finish, Request, Sampling, TokenLogprob
+from .reception import Reception
+from .request import Completion, Delta, Request, Sampling, TokenLogprob
 from .statistics import Statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .core import EngineCore
     from .loading import Loaded, Progress
     from .multimodal import ImageReader
-    from .profiling import Profile
     from .tokenizer import Tokenizer
 
 __all__ = ["AsyncEngine"]
@@ -43,21 +40,13 @@ class AsyncEngine:
 
     def __init__(self, config: EngineConfig) -> None:
         self._asked = config
-        self._lock = threading.Condition()
-        self._inbox = Inbox()
-        self._tickets: dict[str, Ticket] = {}
-        self._when_idle: list[Patient] = []
-        self._started: Future[None] | None = None
-        self._thread: threading.Thread | None = None
-        self._loaded: Loaded | None = None
-        self._statistics: Statistics | None = None
-        self._closing = False
-        self._fault: EngineError | None = None
+        self._reception = Reception()
+        self._thread = EngineThread(config, self._reception)
         self._scores = count()
-        self._profile: Profile | None = None
 
     def __repr__(self) -> str:
-        state = "closed" if self._closing else "running" if self._loaded else "not started"
+        loaded = self._thread.loaded is not None
+        state = "closed" if self._reception.closed else "running" if loaded else "not started"
         return f"<AsyncEngine {self._asked.model_path!r}, {state}>"
 
     # -- life ---------------------------------------------------------------------------------
@@ -76,16 +65,7 @@ class AsyncEngine:
             ConfigError: the settings do not fit the model or the machine.
             Closed: the engine was shut down.
         """
-        with self._lock:
-            self._refuse_if_closed()
-            started = self._started
-            if started is None:
-                started = self._started = Future()
-                self._thread = threading.Thread(
-                    target=self._main, args=(started, progress), name="asyncsgl-engine", daemon=True
-                )
-                self._thread.start()
-        await asyncio.shield(asyncio.wrap_future(started))
+        await asyncio.shield(asyncio.wrap_future(self._thread.start(progress)))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -108,12 +88,7 @@ class AsyncEngine:
 
         May be called from any thread, and again.
         """
-        with self._lock:
-            self._closing = True
-            self._lock.notify()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        self._thread.shutdown()
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -168,7 +143,7 @@ class AsyncEngine:
         try:
             return await ticket.completion()
         finally:
-            self._leave(ticket)
+            self._reception.leave(ticket)
 
     async def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Run one request and give what each step adds; leaving early aborts it.
@@ -184,7 +159,7 @@ class AsyncEngine:
                 for delta in await ticket.take():
                     yield delta
         finally:
-            self._leave(ticket)
+            self._reception.leave(ticket)
 
     async def score(
         self, prefix_ids: Sequence[int], continuations: Sequence[Sequence[int]]
@@ -217,23 +192,14 @@ class AsyncEngine:
             return [(await ticket.completion()).prompt_logprobs for ticket in tickets]
         finally:
             for ticket in tickets:
-                self._leave(ticket)
+                self._reception.leave(ticket)
 
     def abort(self, request_id: str) -> None:
         """End a request within one step; whoever waits for it gets finish reason `abort`.
 
         An unknown id is ignored: the request may have ended just now. Any thread may call this.
         """
-        with self._lock:
-            ticket = self._tickets.get(request_id)
-            if ticket is None:
-                return
-            if self._inbox.new.pop(request_id, None) is None:
-                self._inbox.aborted.add(request_id)
-                self._lock.notify()
-                return
-            del self._tickets[request_id]
-        deliver([(ticket, _never_begun(ticket.request))])
+        self._reception.abort(request_id)
 
     async def flush_cache(self, wait: bool = False) -> bool:
         """Empty the prefix cache.
@@ -246,11 +212,7 @@ class AsyncEngine:
         Returns:
             False, and nothing done, when requests run and `wait` is not set.
         """
-
-        def flush(loaded: Loaded) -> bool:
-            return loaded.core.clear_cache()
-
-        return await self._call(flush, when_idle=wait)
+        return await self._call(lambda loaded: loaded.core.clear_cache(), when_idle=wait)
 
     async def check(self) -> None:
         """Prove that the books agree with one another.
@@ -266,9 +228,10 @@ class AsyncEngine:
         Raises:
             EngineError: the engine was not started.
         """
-        if self._statistics is None:
+        statistics = self._thread.statistics
+        if statistics is None:
             raise EngineError("the engine is not started: await engine.start() first")
-        return self._statistics
+        return statistics
 
     async def start_profile(self, options: ProfileOptions | None = None) -> None:
         """Record what the engine's thread does from now on.
@@ -279,15 +242,8 @@ class AsyncEngine:
         Raises:
             InvalidRequest: a recording is under way.
         """
-
-        def start(_: Loaded) -> None:
-            if self._profile is not None:
-                raise InvalidRequest("profile", "one is being recorded; stop it first")
-            from .profiling import Profile
-
-            self._profile = Profile(options or ProfileOptions())
-
-        await self._call(start)
+        asked = options or ProfileOptions()
+        await self._call(lambda loaded: loaded.profiler.start(asked))
 
     async def stop_profile(self, path: Path) -> None:
         """End the recording and write it as a trace that Chrome and Perfetto show.
@@ -298,14 +254,7 @@ class AsyncEngine:
         Raises:
             InvalidRequest: nothing is being recorded.
         """
-
-        def stop(_: Loaded) -> None:
-            if self._profile is None:
-                raise InvalidRequest("profile", "none is being recorded; start one first")
-            profile, self._profile = self._profile, None
-            profile.stop(path)
-
-        await self._call(stop)
+        await self._call(lambda loaded: loaded.profiler.stop(path))
 
     @property
     def asked(self) -> EngineConfig:
@@ -330,201 +279,23 @@ class AsyncEngine:
     @property
     def fault(self) -> EngineError | None:
         """Why the engine ended by itself, if it did; every call raises it from then on."""
-        return self._fault
+        return self._reception.fault
 
     def _ready(self) -> Loaded:
-        loaded = self._loaded
+        loaded = self._thread.loaded
         if loaded is None:
-            self._refuse_if_closed()
+            self._reception.refuse_if_closed()
             raise EngineError("the engine is not started: await engine.start() first")
         return loaded
 
-    def _refuse_if_closed(self) -> None:
-        if self._fault is not None:
-            raise self._fault
-        if self._closing:
-            raise Closed("the engine is shut down; make a new one")
-
     def _submit(self, request: Request) -> Ticket:
         limit = self._ready().config.max_queued_requests
-        ticket = Ticket(request, asyncio.get_running_loop())
-        name = request.request_id
-        with self._lock:
-            self._refuse_if_closed()
-            if name in self._tickets:
-                raise InvalidRequest("request_id", f"{name!r} is in use by a running request")
-            waiting = self.statistics().waiting + len(self._inbox.new)
-            if waiting >= limit:
-                raise Overloaded(waiting, limit)
-            self._tickets[name] = ticket
-            self._inbox.new[name] = request
-            self._lock.notify()
-        return ticket
-
-    def _leave(self, ticket: Ticket) -> None:
-        """Nobody waits for this ticket any more."""
-        name = ticket.request.request_id
-        with self._lock:
-            if self._tickets.get(name) is not ticket:
-                return
-            del self._tickets[name]
-            self._inbox.aborted.discard(name)
-            if self._inbox.new.pop(name, None) is None:
-                self._inbox.left.add(name)
-                self._lock.notify()
+        return self._reception.submit(request, self.statistics().waiting, limit)
 
     async def _call(self, work: Callable[[Loaded], T], when_idle: bool = False) -> T:
         """Run a function on the engine's thread, between steps."""
-        loaded = self._ready()
-        done: Future[T] = Future()
-
-        def call() -> None:
-            if not done.set_running_or_notify_cancel():
-                return
-            try:
-                result = work(loaded)
-                self._statistics = loaded.core.statistics()
-                done.set_result(result)
-            except Exception as error:  # noqa: BLE001 - handed to the caller
-                done.set_exception(error)
-
-        with self._lock:
-            self._refuse_if_closed()
-            if when_idle:
-                self._when_idle.append(Patient(done, call))
-            else:
-                self._inbox.calls.append(call)
-            self._lock.notify()
+        done = self._thread.ask(self._ready(), work, when_idle)
         try:
             return await asyncio.wrap_future(done)
         finally:
-            self._wake()  # for those who waited behind this
-
-    # -- the engine's thread ------------------------------------------------------------------
-
-    def _main(self, started: Future[None], progress: Progress | None) -> None:
-        try:
-            # Imported here: it brings torch and transformers, which takes seconds.
-            from .loading import load
-
-            loaded = load(self._asked, progress or _ignore, self._lose_rank)
-            loaded.constraints.when_compiled(self._wake)
-            self._statistics = loaded.core.statistics()
-        except Exception as error:  # noqa: BLE001 - handed to the callers of start
-            with self._lock:
-                self._started = None
-            started.set_exception(error)
-            return
-        self._loaded = loaded
-        started.set_result(None)
-        try:
-            while self._turn(loaded):
-                pass
-        except RankFailed as error:
-            self._fault = error
-        except Exception as error:  # noqa: BLE001 - handed to all requests
-            fault = InternalError(f"the engine's thread failed: {error!r}")
-            fault.__cause__ = error
-            self._fault = fault
-        self._end(loaded)
-
-    @property
-    def _ends(self) -> bool:
-        return self._closing or self._fault is not None
-
-    def _lose_rank(self, fault: RankFailed) -> None:
-        """A tensor-parallel rank ended, perhaps while nothing was to be done."""
-        with self._lock:
-            self._fault = fault
-            self._lock.notify()
-
-    def _turn(self, loaded: Loaded) -> bool:
-        """Wait for work and do one step of it; False when it is time to end."""
-        core = loaded.core
-        with self._lock:
-            while not (self._told(core) or core.can_step or self._ends or self._may_call(core)):
-                self._lock.wait()
-            if self._ends:
-                return False
-            inbox, self._inbox = self._inbox, Inbox()
-            if self._holds(core):
-                self._inbox.hold_new(inbox)
-        deltas = core.step(inbox.new.values(), inbox.left | inbox.aborted)
-        self._statistics = core.statistics()
-        for call in inbox.calls:
-            call()
-        if not core.busy:
-            calls, self._when_idle = self._when_idle, []
-            for each in calls:
-                each.call()
-        self._route([delta for delta in deltas if not _is_farewell(delta, inbox.left)])
-        return True
-
-    def _holds(self, core: EngineCore) -> bool:
-        """Whether new requests wait behind somebody who waits for idleness."""
-        self._when_idle = [each for each in self._when_idle if not each.done.cancelled()]
-        return bool(self._when_idle) and core.busy
-
-    def _told(self, core: EngineCore) -> bool:
-        """Whether something came in that can be acted on."""
-        inbox = self._inbox
-        if inbox.left or inbox.calls or inbox.aborted - inbox.new.keys():
-            return True
-        return bool(inbox.new) and not self._holds(core)
-
-    def _may_call(self, core: EngineCore) -> bool:
-        """Whether somebody waits for idleness, and it has come."""
-        return bool(self._when_idle) and not core.busy
-
-    def _wake(self) -> None:
-        with self._lock:
-            self._lock.notify()
-
-    def _route(self, deltas: Sequence[Delta]) -> None:
-        parcels: list[tuple[Ticket, Delta]] = []
-        with self._lock:
-            for delta in deltas:
-                ended = delta.finish is not None or delta.error is not None
-                name = delta.request_id
-                ticket = self._tickets.pop(name, None) if ended else self._tickets.get(name)
-                if ticket is not None:
-                    parcels.append((ticket, delta))
-        for ticket in deliver(parcels):
-            self._leave(ticket)
-
-    def _end(self, loaded: Loaded) -> None:
-        """End what is left, so that nobody waits for ever."""
-        with self._lock:
-            self._closing = True
-            left, self._tickets = list(self._tickets.values()), {}
-            calls = [*self._inbox.calls, *(each.call for each in self._when_idle)]
-        for call in calls:
-            call()
-        deliver(
-            (ticket, Delta(ticket.request.request_id, error=self._farewell())) for ticket in left
-        )
-        loaded.core.fail_all(self._farewell())
-        self._statistics = loaded.core.statistics()
-        loaded.resources.close()
-        if self._profile is not None:
-            self._profile.drop()
-        self._loaded = None
-
-    def _farewell(self) -> EngineError:
-        return self._fault or Closed("the engine was shut down while this request was in it")
-
-
-def _is_farewell(delta: Delta, left: set[str]) -> bool:
-    """Whether this is the abort of a request whose caller is gone; its id may be in use again."""
-    finish = delta.finish
-    return finish is not None and finish.reason == "abort" and delta.request_id in left
-
-
-def _never_begun(request: Request) -> Delta:
-    """The end of a request that was aborted before the engine's thread saw it."""
-    finish = Finish("abort", None, len(request.prompt_ids), 0, 0, 0.0, 0.0, 0.0)
-    return Delta(request.request_id, finish=finish)
-
-
-def _ignore(stage: str, fraction: float | None) -> None:
-    """The progress nobody asked for."""
+            self._reception.wake()  # for those who waited behind this

@@ -24,6 +24,7 @@ from .multimodal import ImageReader
 from .native import Library, NativeAttention, build_library
 from .parallel import Ranks, Start
 from .plan import Runner
+from .profiling import Profiler
 from .runner import ModelRunner
 from .tokenizer import Tokenizer
 
@@ -42,6 +43,7 @@ class Loaded:
         tokenizer: the model's.
         config: as decided.
         images: reads images, or why there are none to be read.
+        profiler: records what the core computes.
         resources: ends the threads and processes that they have.
     """
 
@@ -50,6 +52,7 @@ class Loaded:
     tokenizer: Tokenizer
     config: ResolvedConfig
     images: ImageReader | str
+    profiler: Profiler
     resources: ExitStack
 
 
@@ -128,8 +131,10 @@ def _assemble(
         resources.callback(images.close)
     constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
     resources.callback(constraints.close)
+    profiler = Profiler()
+    resources.callback(profiler.close)
     core = EngineCore(config, runner, tokenizer, constraints)
-    return Loaded(core, constraints, tokenizer, config, images, resources)
+    return Loaded(core, constraints, tokenizer, config, images, profiler, resources)
 
 
 def choose_attention(

@@ -1,4 +1,4 @@
-"""Records what one thread computes, with torch's profiler."""
+"""Records what the engine computes, with torch's profiler."""
 
 from __future__ import annotations
 
@@ -8,38 +8,56 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from .config import ProfileOptions
+from .errors import InvalidRequest
 
-__all__ = ["Profile"]
+__all__ = ["Profiler"]
 
 
-class Profile:
-    """A recording of the thread that makes it, which begins at once.
+class Profiler:
+    """Records the thread that calls it, one recording at a time."""
 
-    Args:
-        options: what to record.
-    """
+    def __init__(self) -> None:
+        self._recording: profile | None = None
 
-    def __init__(self, options: ProfileOptions) -> None:
+    def start(self, options: ProfileOptions) -> None:
+        """Begin a recording.
+
+        Args:
+            options: what to record.
+
+        Raises:
+            InvalidRequest: one is under way.
+        """
+        if self._recording is not None:
+            raise InvalidRequest("profile", "one is being recorded; stop it first")
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self._profile = profile(
+        self._recording = profile(
             activities=activities,
             with_stack=options.with_stack,
             record_shapes=options.record_shapes,
             profile_memory=options.memory,
         )
-        self._profile.start()
+        self._recording.start()
 
     def stop(self, path: Path) -> None:
-        """End it and write a Chrome trace.
+        """End the recording and write a trace that Chrome and Perfetto show.
 
         Args:
-            path: of the file, in a folder that is there.
-        """
-        self._profile.stop()
-        self._profile.export_chrome_trace(str(path))
+            path: of the file, which may end in `.gz`, in a folder that is there.
 
-    def drop(self) -> None:
-        """End it and write nothing."""
-        self._profile.stop()
+        Raises:
+            InvalidRequest: nothing is being recorded.
+        """
+        recording, self._recording = self._recording, None
+        if recording is None:
+            raise InvalidRequest("profile", "none is being recorded; start one first")
+        recording.stop()
+        recording.export_chrome_trace(str(path))
+
+    def close(self) -> None:
+        """End the recording, if there is one, and write nothing."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.stop()
