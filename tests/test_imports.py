@@ -93,6 +93,7 @@ MAY_IMPORT_THE_ENGINE = (
     "asyncsgl.backends.engine_calls",
     "asyncsgl.backends.runtime",
     "asyncsgl.backends.runtime_images",
+    "asyncsgl.backends.runtime_prompts",
     "asyncsgl.backends.runtime_server",
     "asyncsgl.cli",
     "asyncsgl.launch_server",

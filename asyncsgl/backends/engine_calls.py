@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from asyncsgl_engine import errors as engine_errors
@@ -23,13 +24,16 @@ from ..errors import (
     OverloadedError,
     TruncatedStreamError,
 )
-from ..types import Completion, GenRequest, Timings, TokenLogprob, Usage
+from ..types import ChoiceScore, Completion, GenRequest, Scores, Timings, TokenLogprob, Usage
 
 __all__ = [
     "Assembly",
     "completion_of",
     "engine_requests",
     "logprobs_of",
+    "prefill_request",
+    "scores_of",
+    "scoring_request",
     "timings_of",
     "translated",
     "usage_of",
@@ -83,6 +87,18 @@ def engine_requests(request: GenRequest, prompt: Prompt, *, stream: bool) -> lis
         )
         for index in range(count)
     ]
+
+
+def prefill_request(request_id: str, prompt: Prompt) -> EngineRequest:
+    """A request that generates nothing and leaves its prompt in the prefix cache."""
+    return EngineRequest(request_id, prompt.ids, Sampling(max_new_tokens=0), images=prompt.images)
+
+
+def scoring_request(request_id: str, prompt: Prompt, start: int) -> EngineRequest:
+    """A request that generates nothing and gives its prompt's logprobs from ``start`` on."""
+    return replace(
+        prefill_request(request_id, prompt), return_logprob=True, logprob_start_len=start
+    )
 
 
 def _sampling(request: GenRequest, index: int) -> Sampling:
@@ -146,6 +162,38 @@ def completion_of(request: GenRequest, completion: EngineCompletion, text_of: Te
         logprobs_of(prompt, shown) if prompt else None,
         completion_tokens=finish.completion_tokens,
     )
+
+
+def scores_of(
+    choices: Sequence[str], tokens: Sequence[Sequence[int]], answers: Sequence[EngineCompletion]
+) -> Scores:
+    """The answers to scoring requests, as the scores of a select.
+
+    Args:
+        choices: the texts.
+        tokens: of each choice.
+        answers: for each choice after the prompt, then, if that was asked, for each without it.
+    """
+    logprobs = [_prompt_logprobs(answer) for answer in answers]
+    given = logprobs[: len(choices)]
+    alone: Sequence[tuple[float, ...] | None] = logprobs[len(choices) :] or [None] * len(choices)
+    finishes = [answer.finish for answer in answers]
+    usage = Usage(
+        prompt_tokens=sum(finish.prompt_tokens for finish in finishes),
+        cached_tokens=sum(finish.cached_tokens for finish in finishes),
+        requests=1,
+    )
+    scores = tuple(
+        ChoiceScore(text, tuple(ids), after_prompt, by_itself)
+        for text, ids, after_prompt, by_itself in zip(choices, tokens, given, alone, strict=True)
+    )
+    return Scores(scores, usage=usage, timings=timings_of(finishes))
+
+
+def _prompt_logprobs(answer: EngineCompletion) -> tuple[float, ...]:
+    values = [entry.logprob for entry in answer.prompt_logprobs]
+    assert None not in values, "a scored token has a token before it"
+    return tuple(value for value in values if value is not None)
 
 
 class Assembly:

@@ -23,13 +23,11 @@ from ..errors import (
 from ..lang.chat_template import ChatTemplate, JinjaTemplate, get_chat_template
 from ..sampling import SAMPLING_FIELDS
 from ..types import (
-    ChoiceScore,
     Completion,
     Delta,
     Generation,
     GenRequest,
     Scores,
-    Usage,
 )
 from .base import Backend, Capabilities
 from .joined_stream import joined, together
@@ -41,19 +39,21 @@ with needs("engine"):
     from asyncsgl_engine.engine import AsyncEngine
     from asyncsgl_engine.errors import ConfigError, EngineError
     from asyncsgl_engine.images import Prompt
-    from asyncsgl_engine.request import Completion as EngineCompletion
-    from asyncsgl_engine.request import Finish, Sampling
-    from asyncsgl_engine.request import Request as EngineRequest
+    from asyncsgl_engine.request import Finish
 
     from .engine_calls import (
         Assembly,
         completion_of,
         engine_requests,
         logprobs_of,
+        prefill_request,
+        scores_of,
+        scoring_request,
         timings_of,
         translated,
         usage_of,
     )
+    from .runtime_prompts import RuntimePrompts
 
 if TYPE_CHECKING:
     from asyncsgl_engine.tokenizer import Tokenizer
@@ -80,8 +80,6 @@ _CAPABILITIES = Capabilities(
     hints={"video": "append its frames as images"},
     wants_text=True,
 )
-_INLINE_CHARACTERS = 4096
-"""Texts up to this length are tokenised on the event loop: that takes less than a thread."""
 
 
 class Runtime(Backend):
@@ -153,7 +151,7 @@ class Runtime(Backend):
         self._ready = False
         self._model_template: ChatTemplate | None = None
         settings = checked_settings(server_settings)
-        self._images = RuntimeImages(settings, self.name)
+        self._prompts = RuntimePrompts(self.engine, RuntimeImages(settings, self.name))
         self._server = (
             RuntimeServer(self.engine, host, port or 0, log_level, settings)
             if serve or port is not None
@@ -261,89 +259,31 @@ class Runtime(Backend):
     ) -> Scores:
         """Score all choices in one batch; see :meth:`Backend.score`."""
         await self.start()
-        with self._translating(request.request_id):
+        name = request.request_id
+        with self._translating(name):
             prefix = await self._prompt(request)
-            given = [await self._continued(request, prefix.ids, choice) for choice in choices]
-            alone = [self._unprompted(prompt.ids[start:]) for prompt, start in given]
+            prompts = self._prompts
+            given = [await prompts.continued(request, prefix.ids, choice) for choice in choices]
+            tokens = [continued.ids for continued in given]
+            alone = [prompts.unprompted(ids) for ids in tokens] if unconditional else []
             calls = [
-                _scoring(f"{request.request_id}-{index}", prompt, start)
-                for index, (prompt, start) in enumerate([*given, *(alone if unconditional else ())])
+                scoring_request(f"{name}-{index}", continued.prompt, continued.start)
+                for index, continued in enumerate([*given, *alone])
             ]
             done = await together([self.engine.generate(call) for call in calls])
-        logprobs = [_logprobs(answer) for answer in done]
-        count = len(choices)
-        finishes = [answer.finish for answer in done]
-        usage = usage_of(finishes[:1])
-        return Scores(
-            tuple(
-                ChoiceScore(
-                    choice,
-                    given[index][0].ids[given[index][1] :],
-                    logprobs[index],
-                    logprobs[count + index] if unconditional else None,
-                )
-                for index, choice in enumerate(choices)
-            ),
-            usage=Usage(
-                sum(finish.prompt_tokens for finish in finishes),
-                0,
-                sum(finish.cached_tokens for finish in finishes),
-                requests=usage.requests,
-            ),
-            timings=timings_of(finishes),
-        )
+        return scores_of(choices, tokens, done)
 
     async def cache_prefix(self, request: GenRequest) -> None:
         """Compute the request's prompt and leave it in the prefix cache."""
         await self.start()
         with self._translating(request.request_id):
             prompt = await self._prompt(request)
-            sampling = Sampling(max_new_tokens=0)
-            await self.engine.generate(
-                EngineRequest(request.request_id, prompt.ids, sampling, images=prompt.images)
-            )
+            await self.engine.generate(prefill_request(request.request_id, prompt))
 
-    async def _continued(
-        self, request: GenRequest, prefix: Sequence[int], choice: str
-    ) -> tuple[Prompt, int]:
-        """Prompt and choice, and where the choice's own tokens begin.
-
-        Text that follows a prompt can change how the prompt's end is split into tokens, so
-        the choice begins where the token ids of the two first differ.
-        """
-        prompt = await self._prompt(request, choice)
-        start = 0
-        for mine, theirs in zip(prefix, prompt.ids, strict=False):
-            if mine != theirs:
-                break
-            start += 1
-        start = min(start, len(prompt.ids) - 1)
-        return (prompt, start) if start else self._unprompted(prompt.ids)
-
-    def _unprompted(self, ids: Sequence[int]) -> tuple[Prompt, int]:
-        """Tokens with nothing before them: after the token that begins (or ends) a text."""
-        tokenizer = self.engine.tokenizer
-        begin = tokenizer.bos_token or tokenizer.eos_token
-        first = tokenizer.encode(begin, add_special_tokens=False) if begin else [ids[0]]
-        return Prompt((*first, *ids)), len(first)
-
-    async def _prompt(self, request: GenRequest, more: str = "") -> Prompt:
-        """A request's text, and more text after it, with its images."""
-        assert request.text is not None, "this backend wants text"
-        text = request.text + more
-        images = images_of(request)
-        if images:
+    async def _prompt(self, request: GenRequest) -> Prompt:
+        if images_of(request):
             self.check(request)  # it may have been asked before the model was loaded
-            files = [await self._images.file(image) for image in images]
-            return await self.engine.prompt(text, files)
-        ids = await self._encode(text)
-        return Prompt(tuple(ids)) if ids else self._unprompted([])[0]
-
-    async def _encode(self, text: str) -> Sequence[int]:
-        encode = self.engine.tokenizer.encode
-        if len(text) <= _INLINE_CHARACTERS:
-            return encode(text)
-        return await asyncio.to_thread(encode, text)
+        return await self._prompts.prompt(request)
 
     def _token_text(self, token: int) -> str:
         return self.engine.tokenizer.decode([token], skip_special_tokens=False)
@@ -464,21 +404,3 @@ def _end(engine: AsyncEngine, server: RuntimeServer | None) -> None:
 def _template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
     source = tokenizer.chat_template
     return JinjaTemplate(source, dict(tokenizer.special_tokens)) if source else None
-
-
-def _scoring(request_id: str, prompt: Prompt, start: int) -> EngineRequest:
-    """A request that generates nothing and gives the logprobs from ``start`` on."""
-    return EngineRequest(
-        request_id,
-        prompt.ids,
-        Sampling(max_new_tokens=0),
-        return_logprob=True,
-        logprob_start_len=start,
-        images=prompt.images,
-    )
-
-
-def _logprobs(answer: EngineCompletion) -> tuple[float, ...]:
-    values = [entry.logprob for entry in answer.prompt_logprobs]
-    assert None not in values, "a scored token has a token before it"
-    return tuple(value for value in values if value is not None)
