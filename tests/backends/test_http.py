@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 BODY = b'{"text": "x"}'
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
+@pytest.fixture(params=["httptools", "aiohttp", "httpx"])
 def library(request: pytest.FixtureRequest) -> str:
     pytest.importorskip(request.param)
     return str(request.param)
