@@ -104,6 +104,7 @@ DEAR = [
     "av",
     "fastapi",
     "google.genai",
+    "httptools",
     "httpx",
     "jinja2",
     "litellm",

@@ -22,7 +22,7 @@ class Part(enum.IntEnum):
     WHOLE = 2
 
 
-class Answer:
+class Answer(AsyncIterator[bytes]):
     """One answer; a connection tells it what comes, its reader waits.
 
     Args:
@@ -94,17 +94,18 @@ class Answer:
         await self.comes(Part.WHOLE)
         return self.taken()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, cut anywhere; raises as :meth:`read`."""
-        while True:
-            if self._chunks:
-                data = self.taken()
-                self._hold(False)
-                yield data
-            elif self.whole:
-                return
-            else:
-                await self.comes(Part.PIECE)
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._chunks:
+            if self.whole:
+                raise StopAsyncIteration
+            await self.comes(Part.PIECE)
+        data = self.taken()
+        self._hold(False)
+        return data
 
     def taken(self) -> bytes:
         """What has come of the body and was not taken yet."""

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-
+from .._optional import needs
 from ..errors import BackendConnectionError, BackendError, BackendTimeout, ClosedError
 from .http_answer import Answer, Part
+
+with needs("http"):
+    from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 __all__ = ["Connection"]
 

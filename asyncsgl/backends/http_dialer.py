@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from aiohappyeyeballs import start_connection
-
+from .._optional import needs
 from ..errors import AsyncSGLError, BackendConnectionError, BackendTimeout
 from .http import CONNECT_TIMEOUT
+
+with needs("http"):
+    from aiohappyeyeballs import start_connection
 
 if TYPE_CHECKING:
     from aiohappyeyeballs import AddrInfoType

@@ -48,8 +48,7 @@ class _Client(HTTPClient):
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body; without the generator of :meth:`open`, which costs."""
         connection, answer = await self._asked(method, path, body, exchange, Part.WHOLE)
-        if connection.end():
-            self._pool.put(connection)
+        self._over(connection)
         return answer.status, answer.headers, answer.taken()
 
     @asynccontextmanager
@@ -61,8 +60,7 @@ class _Client(HTTPClient):
         try:
             yield answer
         finally:
-            if connection.end():
-                self._pool.put(connection)
+            self._over(connection)
 
     async def _asked(
         self, method: str, path: str, body: bytes | None, exchange: Exchange, wanted: Part
@@ -83,14 +81,19 @@ class _Client(HTTPClient):
             try:
                 await answer.comes(wanted)
             except BackendConnectionError:
-                connection.end()
+                self._over(connection)
                 if connection.heard or not again:
                     raise
             except BaseException:
-                connection.end()
+                self._over(connection)
                 raise
             else:
                 return connection, answer
+
+    def _over(self, connection: Connection) -> None:
+        """The exchange on a connection is over: the next may have it, if it is whole."""
+        if connection.end():
+            self._pool.put(connection)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from asyncsgl.backends import http_connect
+
 
 @pytest.fixture(scope="session")
 def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -19,6 +21,15 @@ def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("certificates") / "one.pem"
     path.write_text(found[0])
     return path
+
+
+@pytest.fixture(params=["httptools", "aiohttp", "httpx"])
+def http_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each library that can do HTTP, as the one that is chosen."""
+    library = str(request.param)
+    pytest.importorskip(library)
+    monkeypatch.setattr(http_connect, "_best", lambda _: library)
+    return library
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from asyncsgl.testing_server import FakeServer, Refuse
 from asyncsgl.testing_server.model import FakeModel
 from asyncsgl.types import Constraint, SamplingOverrides, SamplingParams
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_library")]
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -347,6 +347,13 @@ async def test_user_info_is_sent_as_basic_authentication_and_never_shown() -> No
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(sgl.InvalidArgument, match="base_url"):
         RuntimeEndpoint(url)
+
+
+@pytest.mark.parametrize("key", ["a\r\nX-Admin: yes", "clé"])
+def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
+    with pytest.raises(sgl.InvalidArgument, match="api_key") as caught:
+        RuntimeEndpoint("http://h:1", api_key=key)
+    assert key not in str(caught.value)
 
 
 def test_arguments_out_of_range_are_refused() -> None:

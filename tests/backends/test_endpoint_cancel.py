@@ -17,7 +17,7 @@ from asyncsgl.program.prefix import prefix_request
 from asyncsgl.testing_server import FakeServer, Hang, Refuse
 from asyncsgl.types import SamplingParams
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_library")]
 
 
 @sgl.function
@@ -221,8 +221,9 @@ async def test_many_at_once_leave_the_pool_whole() -> None:
 
 
 @pytest.mark.timeout(60)
-async def test_two_thousand_programs_at_once() -> None:
-    pytest.importorskip("aiohttp")  # httpx takes many seconds for this
+async def test_two_thousand_programs_at_once(http_library: str) -> None:
+    if http_library == "httpx":
+        pytest.skip("it takes many seconds for this")
     async with (
         FakeServer("x", first_delay=0.2) as server,
         RuntimeEndpoint(server.url, max_connections=500) as there,

@@ -16,7 +16,7 @@ from asyncsgl.program.prefix import prefix_request
 from asyncsgl.testing_server import Abort, Drop, FakeServer, Fault, Hang, Refuse, Say
 from asyncsgl.types import SamplingParams
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_library")]
 
 FLAT = {"object": "error", "message": "said so", "type": "Bad Request", "param": None, "code": 400}
 

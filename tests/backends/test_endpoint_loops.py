@@ -18,6 +18,8 @@ from asyncsgl import RuntimeEndpoint
 from asyncsgl.testing import ScriptedBackend
 from asyncsgl.testing_server import FakeServer, Hang, Refuse
 
+pytestmark = pytest.mark.usefixtures("http_library")
+
 ROOT = Path(__file__).parent.parent.parent
 
 

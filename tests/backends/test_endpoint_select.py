@@ -14,7 +14,7 @@ from asyncsgl.testing_server import Abort, FakeServer, Refuse
 from asyncsgl.testing_server.model import FakeModel
 from asyncsgl.types import ChoiceScore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_library")]
 
 
 def merging(text: str) -> list[str]:

@@ -21,7 +21,7 @@ from asyncsgl.testing_server.model import Asked, FakeModel
 from asyncsgl.testing_server.server import Packets
 from asyncsgl.types import Delta, Generation, SamplingParams
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("http_library")]
 
 TEXT = "Äpfel, 梨 and 🍐🍐 ha ha ha haha ünd so on."
 

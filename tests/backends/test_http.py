@@ -1,4 +1,4 @@
-"""HTTP is the same over aiohttp and over httpx."""
+"""HTTP is the same over every library."""
 
 from __future__ import annotations
 
