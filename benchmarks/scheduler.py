@@ -13,7 +13,7 @@ import argparse
 import gc
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from asyncsgl_engine.config import ModelFacts, ResolvedConfig
@@ -34,7 +34,7 @@ class Repeated:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    def draw(self, mask: Mask | None, void: Collection[int] = ()) -> None:
+    def draw(self, mask: Mask | None, forced: Mapping[int, int]) -> None:
         """Nothing to do."""
 
     def outcome(self) -> Outcome:

@@ -73,6 +73,7 @@ class Answer:
         "_tokenizer",
         "_whole",
         "sequence",
+        "taken",
     )
 
     def __init__(
@@ -84,6 +85,8 @@ class Answer:
     ) -> None:
         sampling = sequence.request.sampling
         self.sequence = sequence
+        self.taken = 0
+        """Tokens of the output that it was given."""
         self._tokenizer = tokenizer
         self._arrived = arrived
         self._started: float | None = None
@@ -100,7 +103,8 @@ class Answer:
         self._sent = 0
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: list[TokenLogprob] = []
-        if sequence.wants_prompt_logprobs and sequence.request.logprob_start_len == 0:
+        request = sequence.request
+        if request.return_logprob and request.logprob_start_len == 0:
             self._prompt_logprobs.append(TokenLogprob(sequence.request.prompt_ids[0], None))
 
     @property
@@ -123,13 +127,14 @@ class Answer:
         self._prompt_logprobs.extend(entries)
 
     def take(self, token: int, logprob: TokenLogprob | None, now: float) -> None:
-        """Take the sequence's newest token, which it has already been given."""
+        """Take the next of the sequence's tokens, which has it already."""
+        self.taken += 1
         if self._first is None:
             self._first = now
         if logprob is not None:
             self._logprobs.append(logprob)
         sampling = self.sequence.request.sampling
-        count = self.sequence.output_tokens
+        count = self.taken
         armed = count >= sampling.min_new_tokens
         if armed and token in self._stop_ids:
             self.end("stop", token)
@@ -159,7 +164,7 @@ class Answer:
             self._finish_text()
         sequence = self.sequence
         text = "".join(self._text)
-        tokens = tuple(sequence.tokens[sequence.prompt_tokens + self._sent :])
+        tokens = tuple(self._tokens()[self._sent :])
         logprobs, scores = tuple(self._logprobs), tuple(self._prompt_logprobs)
         if not (tokens or text or scores or self._ended):
             return None
@@ -168,17 +173,21 @@ class Answer:
         finish = None if self._ended is None else self._finish(self._ended, now)
         return Delta(sequence.request.request_id, text, tokens, logprobs, scores, finish)
 
+    def _tokens(self) -> Tokens[int]:
+        start = self.sequence.prompt_tokens
+        return self.sequence.tokens[start : start + self.taken]
+
     def _finish_text(self) -> None:
         if self._whole:
             sampling = self.sequence.request.sampling
-            tokens = self.sequence.tokens[self.sequence.prompt_tokens :]
+            tokens = self._tokens()
             if isinstance(self._matched, int) and not sampling.no_stop_trim:
                 tokens = tokens[:-1]
             self._text = [self._tokenizer.decode(tokens, sampling.skip_special_tokens)]
         elif self._matcher.matched is None:
             # What a half character leaves at the end may complete a stop string too.
             tail = self._decoder.flush()
-            armed = self.sequence.output_tokens >= self.sequence.request.sampling.min_new_tokens
+            armed = self.taken >= self.sequence.request.sampling.min_new_tokens
             with suppress(InvalidRequest):  # the end is there, whatever a pattern takes
                 self._text.append(self._matcher.push(tail, armed))
             self._text.append(self._matcher.flush())
@@ -191,7 +200,7 @@ class Answer:
             reason=reason,
             matched=self._matched,
             prompt_tokens=sequence.prompt_tokens,
-            completion_tokens=sequence.output_tokens,
+            completion_tokens=self.taken,
             cached_tokens=max(sequence.cached_tokens, 0),
             queue_s=started - self._arrived,
             ttft_s=first - self._arrived,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from .plan import Mask, Outcome, Pass, Plan, Runner, Seat
@@ -58,9 +58,9 @@ class BackgroundPass:
         self._launched, self._worker = launched, worker
         self._drawn: Future[None] | None = None
 
-    def draw(self, mask: Mask | None, void: Collection[int] = ()) -> None:
+    def draw(self, mask: Mask | None, forced: Mapping[int, int]) -> None:
         """See `Pass`."""
-        self._drawn = self._worker.submit(self._draw, mask, void)
+        self._drawn = self._worker.submit(self._draw, mask, forced)
 
     def outcome(self) -> Outcome:
         """See `Pass`."""
@@ -68,6 +68,6 @@ class BackgroundPass:
         self._drawn.result()
         return self._launched.result().outcome()
 
-    def _draw(self, mask: Mask | None, void: Collection[int]) -> None:
+    def _draw(self, mask: Mask | None, forced: Mapping[int, int]) -> None:
         # Launched by now, as the thread does one thing after another.
-        self._launched.result().draw(mask, void)
+        self._launched.result().draw(mask, forced)

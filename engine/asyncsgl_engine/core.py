@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Several
 
 from .answer import Answer, TextTokenizer
 from .antechamber import Antechamber, Guest
@@ -12,7 +13,7 @@ from .constraints import Constraints, Follower, Masking
 from .errors import EngineError, InvalidRequest, RankFailed, StepFailed
 from .flight import Flight
 from .isolation import Trial
-from .plan import Outcome, Runner, Seat
+from .plan import Outcome, Row, Runner, Seat
 from .request import Delta, Request, TokenLogprob
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -356,41 +357,66 @@ class EngineCore:
             )
         end = flight.end(index)
         self._trial.passed(sequence, end)
-        if index in outcome.scores:
-            answer.score(outcome.scores[index])
-        if not flight.scheduled.plan.rows[index].sample:
-            if end == sequence.prompt_tokens and sequence.max_new_tokens == 0:
-                answer.end("length")
+        row, logprob = flight.scheduled.plan.rows[index], outcome.logprobs.get(index)
+        self._score(answer, row, outcome.scores.get(index, ()), now)
+        if not row.sample and end == sequence.prompt_tokens and sequence.max_new_tokens == 0:
+            answer.end("length")
+        if not row.sample or answer.ended:
             return
-        if not flight.draws(index):
-            return  # forced tokens took the place of the one that was drawn
+        if not flight.draws(index):  # a forced token took the place of the one that was drawn
+            self._take_forced(answer, (logprob,) if logprob is not None else (), now)
+            return
         token = outcome.tokens[index]
-        self._take(answer, token, outcome.logprobs.get(index), now)
+        self._scheduler.append(sequence, token)
+        self._take(answer, token, logprob, now)
         follower = self._followers.get(sequence.request.request_id)
         if follower is None or answer.ended:
             return
         follower.accept(token)
         if follower.finished:
             answer.end("stop")
-            return
-        # Logprobs of forced tokens would need their own logits.
-        if not sequence.request.return_logprob:
+        else:
             self._force(answer, follower, now)
 
     def _take(self, answer: Answer, token: int, logprob: TokenLogprob | None, now: float) -> None:
-        """Take a drawn token."""
-        self._scheduler.append(answer.sequence, token)
         self._generated += 1
         answer.take(token, logprob, now)
 
+    def _score(self, answer: Answer, row: Row, entries: Several[TokenLogprob], now: float) -> None:
+        """Take log-probabilities of tokens that were known before: of the prompt, or forced."""
+        if row.start + row.score_from + 1 < answer.sequence.prompt_tokens:
+            answer.score(entries)
+        else:
+            self._take_forced(answer, entries, now)
+
     def _force(self, answer: Answer, follower: Follower, now: float) -> None:
-        """Append what the grammar leaves no choice about; it is computed with the next step."""
+        """Append what the grammar leaves no choice about; it is computed with the next step.
+
+        Where log-probabilities are wanted, the answer takes a token with its own, which come
+        from that step.
+        """
+        sequence = answer.sequence
+        scored = sequence.request.return_logprob
         for token in follower.forced():
-            self._scheduler.force(answer.sequence, token)
-            self._generated += 1
-            answer.take(token, None, now)
+            if sequence.output_tokens >= sequence.max_new_tokens:
+                break
+            self._scheduler.force(sequence, token)
+            if not scored:
+                self._take(answer, token, None, now)
             if answer.ended:
                 return
             follower.accept(token)
-        if follower.finished:
+        if follower.finished and not scored:
+            answer.end("stop")
+        elif follower.finished or sequence.output_tokens >= sequence.max_new_tokens:
+            self._scheduler.close(sequence)
+
+    def _take_forced(self, answer: Answer, entries: Several[TokenLogprob], now: float) -> None:
+        """Take forced tokens with their log-probabilities."""
+        sequence = answer.sequence
+        for entry in entries:
+            self._take(answer, entry.token_id, entry, now)
+            if answer.ended:
+                return
+        if sequence.closed and answer.taken == sequence.output_tokens:
             answer.end("stop")

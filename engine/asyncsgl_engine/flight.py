@@ -46,8 +46,12 @@ class Flight:
         """Wait for the masks, and let tokens be drawn."""
         assert self.launched is not None
         rows = self.scheduled.plan.rows
-        void = {index for index, row in enumerate(rows) if row.sample and not self.draws(index)}
-        self.launched.draw(self.masking.result(), void)
+        forced = {
+            index: self.answers[index].sequence.tokens[self.end(index)]
+            for index, row in enumerate(rows)
+            if row.sample and not self.draws(index)
+        }
+        self.launched.draw(self.masking.result(), forced)
 
     def outcome(self) -> Outcome:
         """Wait for what it gave.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -41,10 +41,10 @@ class ModelPass:
         self._download: Download | None = None
 
     @torch.inference_mode()
-    def draw(self, mask: Mask | None = None, void: Collection[int] = ()) -> None:
+    def draw(self, mask: Mask | None, forced: Mapping[int, int]) -> None:
         """See `Pass`."""
-        tokens = self._draw(mask, void)
-        self._report = self._describe(tokens)
+        tokens = self._draw(mask, forced)
+        self._report = self._describe(tokens, forced)
         described = self._report.tensors if self._report is not None else ()
         self._download = Download([tokens, *described])
         del self._logits
@@ -65,25 +65,25 @@ class ModelPass:
         faulty |= {index for index, some in scores.items() if _unsound(some)}
         return Outcome(tokens, logprobs, scores, frozenset(faulty))
 
-    def _draw(self, mask: Mask | None, void: Collection[int]) -> torch.Tensor:
+    def _draw(self, mask: Mask | None, forced: Mapping[int, int]) -> torch.Tensor:
         if not self._drawn:
             return torch.empty(0, dtype=torch.int64, device=self._logits.device)
         rows = [self._plan.rows[index] for index in self._drawn]
         lengths = [row.start + len(row.tokens) for row in rows]
         logits = self._logits[: len(rows)]
         tokens = self._sampler.draw(logits, self._slots, lengths, _within(mask, self._drawn))
-        if not void:
+        if not forced:
             self._sampler.take(self._slots, lengths, tokens)
             return tokens
-        kept = [place for place, index in enumerate(self._drawn) if index not in void]
+        kept = [place for place, index in enumerate(self._drawn) if index not in forced]
         if kept:
             where = upload(np.array(kept, dtype=np.int64), tokens.device)
             slots = [self._slots[place] for place in kept]
             self._sampler.take(slots, [lengths[place] for place in kept], tokens[where])
         return tokens
 
-    def _describe(self, tokens: torch.Tensor) -> Report | None:
-        """Of the rows that want it what was drawn, then all positions that are scored."""
+    def _describe(self, tokens: torch.Tensor, forced: Mapping[int, int]) -> Report | None:
+        """Of the rows that want it what follows them, then all positions that are scored."""
         if not (len(self._wanted) or self._scored):
             return None
         targets = [token for _, row in self._scored for token in row.targets]
@@ -91,8 +91,13 @@ class ModelPass:
         slots = [self._slots[place] for place in self._wanted.tolist()]
         slots += [row.slot for _, row in self._scored for _ in row.targets]
         device = tokens.device
-        drawn = tokens.clamp_min(0)[upload(self._wanted, device)]
-        stand = torch.cat((drawn, upload(np.array(targets, dtype=np.int64), device)))
+        following = tokens.clamp_min(0)
+        if forced:
+            known = [forced.get(index, NO_TOKEN) for index in self._drawn]
+            others = upload(np.array(known, dtype=np.int64), device)
+            following = torch.where(others == NO_TOKEN, following, others)
+        following = following[upload(self._wanted, device)]
+        stand = torch.cat((following, upload(np.array(targets, dtype=np.int64), device)))
         return self._reporter.report(self._logits, rows, slots, stand)
 
 

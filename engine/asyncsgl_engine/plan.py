@@ -6,7 +6,7 @@ is then done after that, in the order in which it was asked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -113,8 +113,8 @@ class Outcome:
 
     Args:
         tokens: the drawn token of each row; -1 where none was drawn.
-        logprobs: of drawn tokens, for the rows that asked.
-        scores: of prompt tokens, for the rows that asked.
+        logprobs: of drawn tokens, or those forced in their place, for the rows that asked.
+        scores: of a row's targets.
         faulty: rows whose logits are not finite numbers.
     """
 
@@ -127,12 +127,13 @@ class Outcome:
 class Pass(Protocol):
     """A forward pass that was launched."""
 
-    def draw(self, mask: Mask | None, void: Collection[int] = ()) -> None:
+    def draw(self, mask: Mask | None, forced: Mapping[int, int]) -> None:
         """Draw tokens from its logits; called once, before the next launch.
 
         Args:
             mask: what grammars allow, for the rows that have one.
-            void: rows whose token others have taken the place of since the launch.
+            forced: rows whose token was forced since the launch, and the token. What is drawn
+                for them is of no use; what is told of them is told of the forced one.
         """
         ...
 

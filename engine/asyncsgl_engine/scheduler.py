@@ -78,8 +78,6 @@ class Scheduler:
         self.check_length(request)
         self._serial += 1
         sequence = Sequence(request, self._serial, self._limit, tokens=list(request.prompt_ids))
-        if sequence.wants_prompt_logprobs:
-            sequence.scored = max(request.logprob_start_len - 1, 0)
         insort(self._waiting, sequence, key=_rank)
         return sequence
 
@@ -102,8 +100,11 @@ class Scheduler:
 
     def force(self, sequence: Sequence, token: int) -> None:
         """Tell which token follows, whatever a step under way draws in its place."""
-        sequence.append(token)
-        sequence.drawing = 0
+        sequence.force(token)
+
+    def close(self, sequence: Sequence) -> None:
+        """Tell that no token follows the last one; what is to be scored before it still is."""
+        sequence.closed = True
 
     def remove(self, sequence: Sequence, keep: bool = True) -> None:
         """Forget a sequence, finished or not.
@@ -124,6 +125,9 @@ class Scheduler:
         """
         for row, sequence in zip(scheduled.plan.rows, scheduled.sequences, strict=True):
             sequence.scored -= len(row.targets)
+            end = row.start + len(row.tokens)
+            if row.sample and end < len(sequence.tokens) and sequence.request.return_logprob:
+                sequence.scored = end - 1  # it would have scored what was forced there
             sequence.drawing = 0
         for sequence in tuple(self._running):
             self._unseat(sequence)
@@ -234,7 +238,7 @@ class Scheduler:
         start = sequence.computed
         end = sequence.computed = start + count
         length = sequence.length
-        sample = end == length and sequence.max_new_tokens > 0
+        sample = end == length and sequence.max_new_tokens > 0 and not sequence.closed
         score_from, targets = self._scores(sequence, start, end)
         fresh_from = min(sequence.synced, self._sharing.share(sequence, draft.computing))
         sequence.synced = len(sequence.pages)
@@ -265,10 +269,8 @@ class Scheduler:
 
     def _scores(self, sequence: Sequence, start: int, end: int) -> tuple[int, list[int]]:
         """Which of positions `start` to `end` - 1 are scored, and against which tokens."""
-        if start >= sequence.prompt_tokens or not sequence.wants_prompt_logprobs:
-            return end - start, []
         first = max(sequence.scored, start)
-        last = min(end, sequence.prompt_tokens - 1)
+        last = min(end, sequence.score_end)
         if first >= last:
             return end - start, []
         sequence.scored = last
@@ -312,6 +314,8 @@ class Scheduler:
             # What it drew before it lost its place is told after the step under way.
             if not self._free_slots or draft.budget < 1 or sequence.drawing:
                 break
+            if not sequence.due:
+                continue  # all that it waits for is what the step under way gives
             self._sharing.seek(sequence)
             if self._sharing.led(sequence, leaders):
                 continue

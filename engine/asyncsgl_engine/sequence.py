@@ -31,7 +31,10 @@ class Sequence:
         tail: its partly filled page in the tree, if that is there.
         slot: its seat in the runner's tables while it runs, else -1.
         cached_tokens: prompt tokens found in the cache when it first ran.
-        scored: prompt positions whose logits were scored already.
+        scored: positions before this one are not to be scored any more.
+        score_end: positions from there on are not to be scored yet: up to here the token that
+            follows is known without having been drawn, and its log-probability is wanted.
+        closed: whether no token is to be drawn any more, only what is to be scored computed.
         retractions: times it lost its pages to others.
         overtaken: later ones of the same priority that were let in before it.
     """
@@ -51,18 +54,37 @@ class Sequence:
     slot: int = -1
     cached_tokens: int = -1
     scored: int = 0
+    score_end: int = 0
+    closed: bool = False
     retractions: int = 0
     overtaken: int = 0
 
     def __post_init__(self) -> None:
         images = self.request.images
         self.keys = keys_of(self.tokens, images) if images else self.tokens
+        if self.request.return_logprob and self.request.logprob_start_len >= 0:
+            self.scored = max(self.request.logprob_start_len - 1, 0)
+            self.score_end = self.prompt_tokens - 1
 
     def append(self, token: int) -> None:
         """Take the token that follows."""
         self.tokens.append(token)
         if self.keys is not self.tokens:
             self.keys.append(token)
+
+    def force(self, token: int) -> None:
+        """Take the token that follows, whatever steps under way draw in its place.
+
+        Where log-probabilities are wanted, the position before it is to be scored; a step under
+        way that draws there sees to that itself.
+        """
+        place = len(self.tokens)
+        self.append(token)
+        self.drawing = 0
+        if self.request.return_logprob:
+            if not self.owes_scores:
+                self.scored = place if self.computed >= place else place - 1
+            self.score_end = place
 
     @property
     def prompt_tokens(self) -> int:
@@ -80,11 +102,23 @@ class Sequence:
         return min(self.computed, len(self.tokens))
 
     @property
-    def due(self) -> int:
-        """Tokens to compute: none once the last one it may have is being drawn."""
+    def owes_scores(self) -> bool:
+        """Whether positions are to be scored that no step has scored yet."""
+        return self.scored < self.score_end
+
+    @property
+    def goal(self) -> int:
+        """Tokens to have computed: no more once the last one it may have is being drawn."""
+        if self.closed:
+            return self.score_end if self.owes_scores else self.computed
         if self.drawing and self.output_tokens + self.drawing >= self.max_new_tokens:
-            return 0
-        return len(self.tokens) + self.drawing - self.computed
+            return self.computed
+        return self.length
+
+    @property
+    def due(self) -> int:
+        """Tokens to compute."""
+        return self.goal - self.computed
 
     @property
     def output_tokens(self) -> int:
@@ -95,8 +129,3 @@ class Sequence:
     def max_new_tokens(self) -> int:
         """Most tokens it may generate, here."""
         return min(self.request.sampling.max_new_tokens, self.limit - self.prompt_tokens)
-
-    @property
-    def wants_prompt_logprobs(self) -> bool:
-        """Whether prompt positions are scored."""
-        return self.request.return_logprob and self.request.logprob_start_len >= 0

@@ -100,14 +100,15 @@ class Sharing:
     def _usable(self, sequence: Sequence) -> int:
         """Most tokens that may be found: the last one is computed, and all that are scored."""
         limit = len(sequence.tokens) - 1
-        return min(limit, sequence.scored) if sequence.wants_prompt_logprobs else limit
+        return min(limit, sequence.scored) if sequence.owes_scores else limit
 
     # -- what others are computing -------------------------------------------------------------
 
     def lead(self, sequence: Sequence, leaders: Leaders) -> None:
         """Note the page that a sequence in prefill will fill after this step."""
         node, at = sequence.node, sequence.node_pages * self._size
-        if node is not None and sequence.due and at + self._size <= len(sequence.tokens):
+        end = min(sequence.goal, len(sequence.tokens))
+        if node is not None and sequence.due and at + self._size <= end:
             leaders.add((id(node), tuple(sequence.keys[at : at + self._size])))
 
     def led(self, sequence: Sequence, leaders: Leaders) -> bool:

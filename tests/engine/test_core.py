@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import pytest
 
@@ -22,7 +22,7 @@ class CountingPass:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def draw(self, mask: Mask | None, void: Collection[int] = ()) -> None:
+    def draw(self, mask: Mask | None, forced: Mapping[int, int]) -> None:
         """Nothing is drawn."""
 
     def outcome(self) -> Outcome:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,14 @@ from typing import Any
 import pytest
 
 from asyncsgl_engine.config import EngineConfig
+from asyncsgl_engine.constraints import Follower
 from asyncsgl_engine.core import EngineCore
+from asyncsgl_engine.delivery import joined
 from asyncsgl_engine.loading import load
 from asyncsgl_engine.request import Delta, Grammar, Request, Sampling
+from tests.engine.expected import Oracle
+from tests.engine.mix import assert_fits
+from tests.engine.stage import AHEAD, APART, ASIDE, Stage, Way
 
 # The first test that needs the default model may have to fetch it.
 pytestmark = pytest.mark.timeout(300)
@@ -51,7 +58,7 @@ def run(core: EngineCore, requests: Sequence[Request]) -> tuple[dict[str, Delta]
     return {delta.request_id: delta for delta in made}, core.statistics().steps - before
 
 
-def test_tokens_are_the_same_with_and_without_forcing() -> None:
+def test_tokens_are_the_same_with_and_without_forcing(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load(
         EngineConfig(dtype="float32", max_total_tokens=4000, num_threads=1), _quiet, _quiet
     )
@@ -66,17 +73,93 @@ def test_tokens_are_the_same_with_and_without_forcing() -> None:
         for number, grammar in enumerate(GRAMMARS)
         for temperature in (0.0, 0.8)
     ]
-    # Requests for log-probabilities are drawn a token at a time.
-    single = [replace(request, return_logprob=True) for request in asked]
+    scored = [replace(request, return_logprob=True, top_logprobs_num=2) for request in asked]
     try:
         forced, few = run(loaded.core, asked)
-        drawn, many = run(loaded.core, single)
+        told, steps = run(loaded.core, scored)
+        monkeypatch.setattr(Follower, "forced", lambda _: [])
+        drawn, many = run(loaded.core, scored)
     finally:
-        loaded.constraints.close()
-    assert few < many
-    for name, delta in forced.items():
-        assert delta.token_ids == drawn[name].token_ids, name
-        assert delta.text == drawn[name].text
+        loaded.resources.close()
+    assert few <= steps <= few + 1  # the last tokens' logits may take a step more
+    assert steps < many
+    for name, delta in drawn.items():
+        assert forced[name].token_ids == told[name].token_ids == delta.token_ids, name
+        assert forced[name].text == told[name].text == delta.text
+        assert joined([forced[name]]).finish.reason == joined([told[name]]).finish.reason
+        for mine, theirs in zip(told[name].logprobs, delta.logprobs, strict=True):
+            assert mine.token_id == theirs.token_id
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=2e-4)
+            assert [token for token, _ in mine.top] == [token for token, _ in theirs.top]
+
+
+FORCING = (
+    Grammar("regex", r"(left|right): ((xa|yb|zc){3}[a-c]{2} and so it goes on){2}"),
+    Grammar("regex", r"(one|two) ends with what is forced"),
+    Grammar("regex", r"[ab]c"),
+)
+
+
+def scored_requests(chance: random.Random, count: int) -> list[Request]:
+    """Constrained requests, several to a prompt, most of which ask for log-probabilities."""
+    made: list[Request] = []
+    while len(made) < count:
+        prompt = tuple(chance.randrange(257) for _ in range(chance.randint(1, 20)))
+        sampling = Sampling(
+            max_new_tokens=chance.choice([1, 4, 9, *[60] * 6]),
+            temperature=chance.choice([0.0, 1.0]),
+            seed=chance.randrange(100),
+            stop=chance.choice([(), (), ("so it",)]),
+        )
+        request = Request(
+            f"r{len(made)}",
+            prompt,
+            sampling,
+            chance.choice([*FORCING, None]),
+            stream=chance.random() < 0.5,
+            return_logprob=chance.random() < 0.8,
+            cache_salt=chance.choice([None, "other"]),
+            priority=chance.choice([0, 0, 1]),
+        )
+        if request.return_logprob:
+            start = chance.choice([-1, 0, len(prompt) - 1])
+            request = replace(request, logprob_start_len=start, top_logprobs_num=2)
+        siblings = range(chance.randint(1, 3))
+        made += [replace(request, request_id=f"{request.request_id}-{n}") for n in siblings]
+    return made
+
+
+@pytest.mark.parametrize("way", [APART, AHEAD, ASIDE], ids=["apart", "ahead", "aside"])
+@pytest.mark.parametrize(("budget", "page_size"), [(5, 4), (64, 1), (64, 8)])
+def test_what_is_told_of_forced_tokens_is_the_models_own(
+    model_folder: Callable[[str], Path], way: Way, budget: int, page_size: int
+) -> None:
+    """In small memory, with shared prefixes and cancels: whatever was told, transformers says."""
+    folder = model_folder("llama")
+    oracle = Oracle.load(folder)
+    chance = random.Random(budget + page_size)
+    requests = scored_requests(chance, 60)
+    deltas: dict[str, list[Delta]] = {request.request_id: [] for request in requests}
+    sizes = {"chunked_prefill_size": budget, "page_size": page_size, "max_total_tokens": 96}
+    with closing(Stage(folder)) as stage:
+        core = stage.core(way, *FORCING, **sizes, max_running_requests=6)
+        coming = list(requests)
+        while coming or core.busy:
+            new = [coming.pop() for _ in range(min(chance.randint(0, 2), len(coming)))]
+            cancelled = [f"r{chance.randrange(500)}-0"]
+            for delta in core.step(new, cancelled):
+                deltas[delta.request_id].append(delta)
+        assert core.statistics().preemptions > 0
+    for request in requests:
+        some = deltas[request.request_id]
+        assert all(
+            len(delta.logprobs) == len(delta.token_ids) for delta in some if request.return_logprob
+        )
+        answer = joined(some)
+        if not request.sampling.stop:  # which cuts what a grammar asks for
+            assert_fits(request, answer)
+        if answer.finish.reason != "abort":
+            oracle.check_logprobs(request, answer)
 
 
 @pytest.mark.parametrize("budget", [7, 64])
