@@ -163,10 +163,10 @@ class NativeDecoder:
         )
 
     def _pack(self, matrices: Sequence[torch.Tensor]) -> int:
-        """Pack matrices of one shape, their panels by turns."""
+        """Pack matrices of one shape, half a tile's columns of each by turns."""
         columns, inner = matrices[0].shape
-        panels = -(-columns // self._columns) * len(matrices)
-        size = panels * self._columns * inner
+        strips = -(-columns // (self._columns // 2)) * len(matrices)
+        size = -(-strips // 2) * self._columns * inner
         packed = self._arena.take(size, matrices[0].dtype)
         for index, matrix in enumerate(matrices):
             self._pack_matrix(

@@ -57,10 +57,10 @@ static char *NAME(lay_out)(NAME(Space) * space, const NAME(Model) * model, const
     space->qkv = NAME(take)(&at, tokens * wide * sizeof(float));
     space->cosines = NAME(take)(&at, tokens * model->dim / 2 * sizeof(float));
     space->sines = NAME(take)(&at, tokens * model->dim / 2 * sizeof(float));
-    space->normed = NAME(take)(&at, tokens * UNITS(model->hidden) * units);
-    space->attended = NAME(take)(&at, tokens * UNITS(model->heads * model->dim) * units);
-    space->gated = NAME(take)(&at, tokens * UNITS(model->inner) * units);
-    space->last = NAME(take)(&at, rows * UNITS(model->hidden) * units);
+    space->normed = NAME(take)(&at, tokens * NAME(row_units)(model->hidden) * units);
+    space->attended = NAME(take)(&at, tokens * NAME(row_units)(model->heads * model->dim) * units);
+    space->gated = NAME(take)(&at, tokens * NAME(row_units)(model->inner) * units);
+    space->last = NAME(take)(&at, rows * NAME(row_units)(model->hidden) * units);
     space->tasks = NAME(take)(&at, step->tokens * model->kv_heads * sizeof(Task));
     space->next = NAME(take)(&at, model->num_layers * sizeof(int64_t));
     space->scratch = NAME(take)(&at, step->threads * NAME(scratch_bytes)(model->kv_heads));
@@ -134,6 +134,17 @@ INLINE void NAME(attend_all)(const NAME(Scratch) * scratch, const NAME(Layer) * 
     }
 }
 
+/* From this many tokens for each thread on, a thread computes all columns of its own tokens rather
+   than its own columns of all tokens: what one product gives the next then stays in its cache, and
+   the threads meet only around attention. Each of them reads all weights, which takes tokens
+   enough to hide that behind. */
+#define TOKENS_APART 24
+
+#define SHARE(total, part) ((total) * (part) / threads)
+#define MINE(i, total) \
+    int64_t i = SHARE(total, thread), i##_end = SHARE(total, thread + 1); i < i##_end; i++
+#define PANEL(weights, inner, panel) ((weights) + (panel) * UNITS(inner) * TILE_COLUMNS)
+
 static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) * layer,
                             const Step *step, const NAME(Space) * space, int64_t count,
                             int64_t *next, const uint32_t *next_weights, Gate *gate,
@@ -141,33 +152,30 @@ static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) 
     const int64_t tokens = step->tokens, hidden = model->hidden, inner = model->inner;
     const int64_t width = model->heads * model->dim;
     const int64_t wide = width + 2 * model->kv_heads * model->dim;
-    const NAME(Activations) normed =
-        NAME(activations)(space->normed, tokens, hidden);
-    const NAME(Activations) attended =
-        NAME(activations)(space->attended, tokens, width);
-    const NAME(Activations) gated =
-        NAME(activations)(space->gated, tokens, inner);
+    const NAME(Activations) normed = NAME(activations)(space->normed, hidden);
+    const NAME(Activations) attended = NAME(activations)(space->attended, width);
+    const NAME(Activations) gated = NAME(activations)(space->gated, inner);
     const NAME(Scratch) scratch = NAME(scratch_of)(step, model->kv_heads, space->scratch, thread);
-#define SHARE(total, part) ((total) * (part) / threads)
-#define MINE(i, total) \
-    int64_t i = SHARE(total, thread), i##_end = SHARE(total, thread + 1); i < i##_end; i++
+    const int apart = tokens >= TOKENS_APART * threads;
+    const int part = apart ? 0 : thread, parts = apart ? 1 : threads; /* of the columns */
+    const int64_t row = apart ? SHARE(tokens, thread) : 0;
+    const int64_t rows_end = apart ? SHARE(tokens, thread + 1) : tokens;
+#define COLUMNS_BARRIER if (!apart) BARRIER
+#define FIRST(panels) ((panels) * part / parts)
+#define PART(panels) (NAME(Part)){row, rows_end, FIRST(panels), (panels) * (part + 1) / parts}
+    const int64_t qkv_panels = ceil_div(wide, TILE_COLUMNS);
+    const int64_t panels = ceil_div(hidden, TILE_COLUMNS), gate_panels = ceil_div(inner, LANES);
+    const uint32_t *then_output = PANEL(layer->output, width, FIRST(panels));
+    const uint32_t *then_gate = PANEL(layer->gate_up, hidden, FIRST(gate_panels));
+    const uint32_t *then_down = PANEL(layer->down, inner, FIRST(panels));
+    const uint32_t *then_qkv = PANEL(next_weights, hidden, FIRST(qkv_panels));
     for (MINE(t, tokens))
         NAME(normalise_row)(space->hidden + t * hidden, layer->norm, model->epsilon, &normed, t);
-    BARRIER
-    const int64_t panels = ceil_div(hidden, TILE_COLUMNS);
-    const int64_t pairs = ceil_div(inner, TILE_COLUMNS);
-#define PANEL(weights, inner, panel) ((weights) + (panel) * UNITS(inner) * TILE_COLUMNS)
-    const uint32_t *output_panels = PANEL(layer->output, width, SHARE(panels, thread));
-    const uint32_t *gate_panels = PANEL(layer->gate_up, hidden, 2 * SHARE(pairs, thread));
-    const int64_t next_first = SHARE(ceil_div(wide, TILE_COLUMNS), thread);
-    const uint32_t *next_panels = PANEL(next_weights, hidden, next_first);
-    const uint32_t *down_panels = PANEL(layer->down, inner, SHARE(panels, thread));
+    COLUMNS_BARRIER
     const NAME(Weights) qkv = {layer->qkv, layer->qkv_bias, wide, hidden};
     const NAME(Target) to_qkv = {space->qkv, wide, {0}};
-    const int64_t qkv_panels = ceil_div(wide, TILE_COLUMNS);
-    NAME(product)(NAME(STORE), &normed, &qkv, &to_qkv, SHARE(qkv_panels, thread),
-                  SHARE(qkv_panels, thread + 1), output_panels);
-    BARRIER
+    NAME(product)(NAME(STORE), &normed, &qkv, &to_qkv, PART(qkv_panels), then_output);
+    COLUMNS_BARRIER
     for (MINE(t, tokens)) NAME(place_token)(model, layer, step, space, t);
     BARRIER
     const NAME(Layer) attention = {layer->keys, layer->values, space->qkv, wide, model->heads,
@@ -177,21 +185,18 @@ static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) 
     BARRIER
     const NAME(Weights) output = {layer->output, layer->output_bias, hidden, width};
     const NAME(Target) to_hidden = {space->hidden, hidden, {0}};
-    NAME(product)(NAME(ADD), &attended, &output, &to_hidden, SHARE(panels, thread),
-                  SHARE(panels, thread + 1), gate_panels);
-    BARRIER
+    NAME(product)(NAME(ADD), &attended, &output, &to_hidden, PART(panels), then_gate);
+    COLUMNS_BARRIER
     for (MINE(t, tokens))
         NAME(normalise_row)(space->hidden + t * hidden, layer->mlp_norm, model->epsilon, &normed, t);
-    BARRIER
+    COLUMNS_BARRIER
     const NAME(Weights) gate_up = {layer->gate_up, NULL, 2 * inner, hidden};
     const NAME(Target) to_gated = {NULL, 0, gated};
-    NAME(product)(NAME(GATE), &normed, &gate_up, &to_gated, 2 * SHARE(pairs, thread),
-                  2 * SHARE(pairs, thread + 1), down_panels);
-    BARRIER
+    NAME(product)(NAME(GATE), &normed, &gate_up, &to_gated, PART(gate_panels), then_down);
+    COLUMNS_BARRIER
     const NAME(Weights) down = {layer->down, NULL, hidden, inner};
-    NAME(product)(NAME(ADD), &gated, &down, &to_hidden, SHARE(panels, thread),
-                  SHARE(panels, thread + 1), next_panels);
-    BARRIER
+    NAME(product)(NAME(ADD), &gated, &down, &to_hidden, PART(panels), then_qkv);
+    COLUMNS_BARRIER
 }
 
 static void NAME(begin_token)(const NAME(Model) * model, const NAME(Call) * call,
@@ -230,7 +235,8 @@ void NAME(asyncsgl_forward)(const NAME(Model) * model, const Step *step, const N
             NAME(run_layer)(model, model->layers + l, step, &space, count, space.next + l,
                             model->layers[(l + 1) % model->num_layers].qkv, gate, thread,
                             threads);
-        const NAME(Activations) last = NAME(activations)(space.last, rows, model->hidden);
+        BARRIER
+        const NAME(Activations) last = NAME(activations)(space.last, model->hidden);
         for (MINE(r, rows))
             NAME(normalise_row)(space.hidden + call->logit_rows[r] * model->hidden, model->norm,
                                 model->epsilon, &last, r);
@@ -238,8 +244,8 @@ void NAME(asyncsgl_forward)(const NAME(Model) * model, const Step *step, const N
         const NAME(Weights) head = {model->head, NULL, model->vocab, model->hidden};
         const NAME(Target) to_logits = {call->logits, model->vocab, {0}};
         const int64_t panels = ceil_div(model->vocab, TILE_COLUMNS);
-        NAME(product)(NAME(STORE), &last, &head, &to_logits, SHARE(panels, thread),
-                      SHARE(panels, thread + 1), NULL);
+        const NAME(Part) part = {0, rows, SHARE(panels, thread), SHARE(panels, thread + 1)};
+        NAME(product)(NAME(STORE), &last, &head, &to_logits, part, NULL);
     }
 }
 

@@ -1,13 +1,12 @@
-/* Matrix products over packed operands. Compiled once for each element type.
+/* Matrix products over packed weights. Compiled once for each element type.
 
    Everything is counted in units of 32 bits along the inner dimension: a float, or two bfloat16
    that stand beside each other, which is what one multiply-add takes in.
 
    weights: panels of TILE_COLUMNS output columns, [panel][unit][column]
-   activations: blocks of rows, as many as fit a tile and about equally many in each, so that the
-   fetching of weights is spread evenly: [block][unit][row of the block]
+   activations: rows one after the other, [row][unit]
 
-   A product streams each panel once for a group of blocks, so a single row reads the weights in
+   A product streams each panel once for a group of rows, so a single row reads the weights in
    one sweep from front to back, and many rows find them in the cache. */
 
 #define UNITS(elements) ((elements) / UNIT)
@@ -21,12 +20,17 @@ typedef struct {
 
 typedef struct {
     uint32_t *units;
-    int64_t rows, inner, height; /* height: rows in a block, fewer in the last */
+    int64_t inner, stride; /* stride: units from one row to the next */
 } NAME(Activations);
 
-INLINE NAME(Activations) NAME(activations)(uint32_t *units, int64_t rows, int64_t inner) {
-    const int64_t blocks = most(1, ceil_div(rows, TILE_ROWS));
-    return (NAME(Activations)){units, rows, inner, most(1, ceil_div(rows, blocks))};
+/* An odd number of cache lines, so that the rows of a tile do not compete for the same places in
+   the cache. */
+INLINE int64_t NAME(row_units)(int64_t inner) {
+    return (ceil_div(UNITS(inner), LINE) | 1) * LINE;
+}
+
+INLINE NAME(Activations) NAME(activations)(uint32_t *units, int64_t inner) {
+    return (NAME(Activations)){units, inner, NAME(row_units)(inner)};
 }
 
 INLINE vf NAME(multiply_add)(vf sum, vu a, vu b) {
@@ -43,12 +47,17 @@ INLINE vf NAME(multiply_add)(vf sum, vu a, vu b) {
 
 /* One tile: `rows` is a constant where this is inlined. Meanwhile one cache line a unit is fetched
    from `ahead` on, which hides the memory behind the arithmetic. */
-INLINE void NAME(tile_of)(const uint32_t *a, const uint32_t *b, int64_t units, const int rows,
-                          float *tile, const uint32_t *ahead) {
+INLINE void NAME(tile_of)(const uint32_t *a, int64_t stride, const uint32_t *b, int64_t units,
+                          const int rows, float *tile, const uint32_t *ahead) {
     vf sums[TILE_ROWS][2];
     for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = splat(0.0f);
-    for (int64_t u = 0; u < units; u++, a += rows, b += TILE_COLUMNS) {
+    const uint32_t *trio[4] = {a, a + (rows > 3 ? 3 : 0) * stride, a + (rows > 6 ? 6 : 0) * stride,
+                               a + (rows > 9 ? 9 : 0) * stride};
+    for (int64_t u = 0; u < units; u++, b += TILE_COLUMNS) {
         const vu left = load_bits(b), right = load_bits(b + LANES);
+        /* Three rows are addressed from one pointer each. Left alone, the compiler addresses all
+           from one, and has no registers left for so many distances. */
+        __asm__("" : "+r"(trio[0]), "+r"(trio[1]), "+r"(trio[2]), "+r"(trio[3]));
         if (rows > 2) {
             __builtin_prefetch(ahead + u * LINE, 0, 2);
         } else { /* nothing to hide it behind: as far ahead as memory takes to answer */
@@ -57,10 +66,11 @@ INLINE void NAME(tile_of)(const uint32_t *a, const uint32_t *b, int64_t units, c
         }
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            const vu value = splat_bits(a[r]);
+            const vu value = splat_bits(trio[r / 3][r % 3 * stride]);
             sums[r][0] = NAME(multiply_add)(sums[r][0], value, left);
             sums[r][1] = NAME(multiply_add)(sums[r][1], value, right);
         }
+        for (int i = 0; i < 4; i++) trio[i]++;
     }
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
@@ -69,12 +79,12 @@ INLINE void NAME(tile_of)(const uint32_t *a, const uint32_t *b, int64_t units, c
     }
 }
 
-/* tile[r][c] = the sum over u of a[u][r] * b[u][c]. */
-static void NAME(multiply)(const uint32_t *a, const uint32_t *b, int64_t units, int64_t rows,
-                           float *tile, const uint32_t *ahead) {
+/* tile[r][c] = the sum over u of a[r][u] * b[u][c]. */
+static void NAME(multiply)(const uint32_t *a, int64_t stride, const uint32_t *b, int64_t units,
+                           int64_t rows, float *tile, const uint32_t *ahead) {
     switch (rows) {
 #define CASE(count) \
-    case count: NAME(tile_of)(a, b, units, count, tile, ahead); break;
+    case count: NAME(tile_of)(a, stride, b, units, count, tile, ahead); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if TILE_ROWS > 6
         CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
@@ -83,29 +93,14 @@ static void NAME(multiply)(const uint32_t *a, const uint32_t *b, int64_t units, 
     }
 }
 
-/* A row's first unit, and how far apart its units are. */
-INLINE uint32_t *NAME(units_of)(const NAME(Activations) * to, int64_t row, int64_t *height) {
-    const int64_t first = row / to->height * to->height;
-    *height = least(to->height, to->rows - first);
-    return to->units + first * UNITS(to->inner) + row - first;
-}
-
 /* Write `count` values of a row, beginning with column `column`; both are even. */
 INLINE void NAME(put)(const NAME(Activations) * to, int64_t row, int64_t column,
                       const float *values, int64_t count) {
-    int64_t height;
-    uint32_t *unit = NAME(units_of)(to, row, &height);
-    unit += UNITS(column) * height;
-#if !BF16
-    for (int64_t i = 0; i < count; i++) memcpy(unit + i * height, values + i, 4);
+    ELEMENT *at = (ELEMENT *)(to->units + row * to->stride) + column;
+#if BF16
+    narrow_all(values, count, at);
 #else
-    uint16_t narrow[64];
-    for (int64_t begin = 0; begin < count; begin += 64) {
-        const int64_t some = least(64, count - begin);
-        narrow_all(values + begin, some, narrow);
-        for (int64_t i = 0; i < some; i += 2)
-            memcpy(unit + (begin + i) / 2 * height, narrow + i, 4);
-    }
+    memcpy(at, values, count * sizeof(float));
 #endif
 }
 
@@ -113,107 +108,113 @@ INLINE void NAME(put)(const NAME(Activations) * to, int64_t row, int64_t column,
 enum NAME(Ending) { NAME(STORE), NAME(ADD), NAME(GATE) };
 
 typedef struct {
-    float *to;                    /* STORE, ADD: [rows, stride] */
+    float *to;               /* STORE, ADD: [rows, stride] */
     int64_t stride;
-    NAME(Activations) gated;      /* GATE */
+    NAME(Activations) gated; /* GATE */
 } NAME(Target);
+
+/* One row of a tile, `count` columns of it. */
+INLINE void NAME(end_row)(const enum NAME(Ending) ending, float *to, const float *from,
+                          const float *bias, const int64_t count) {
+    for (int64_t c = 0; c < count; c++) {
+        const float value = bias == NULL ? from[c] : from[c] + bias[c];
+        to[c] = ending == NAME(ADD) ? to[c] + value : value;
+    }
+}
 
 INLINE void NAME(end_tile)(const enum NAME(Ending) ending, const NAME(Target) * target,
                            const NAME(Weights) * weights, const float *tile, int64_t row,
                            int64_t rows, int64_t column) {
     const int64_t count = least(TILE_COLUMNS, weights->columns - column);
-    for (int64_t r = 0; r < rows; r++) {
-        float *to = target->to + (row + r) * target->stride + column;
-        const float *from = tile + r * TILE_COLUMNS;
-        if (weights->bias != NULL) {
-            const float *bias = weights->bias + column;
-            if (ending == NAME(ADD))
-                for (int64_t c = 0; c < count; c++) to[c] += from[c] + bias[c];
-            else
-                for (int64_t c = 0; c < count; c++) to[c] = from[c] + bias[c];
-        } else if (ending == NAME(ADD)) {
-            for (int64_t c = 0; c < count; c++) to[c] += from[c];
-        } else {
-            for (int64_t c = 0; c < count; c++) to[c] = from[c];
-        }
-    }
+    const float *bias = weights->bias == NULL ? NULL : weights->bias + column;
+    float *to = target->to + row * target->stride + column;
+    for (int64_t r = 0; r < rows; r++, to += target->stride, tile += TILE_COLUMNS)
+        if (count < TILE_COLUMNS) NAME(end_row)(ending, to, tile, bias, count);
+        else if (bias != NULL) NAME(end_row)(ending, to, tile, bias, TILE_COLUMNS);
+        else
+            for (int64_t c = 0; c < TILE_COLUMNS; c += LANES) {
+                vf value = load(tile + c);
+                if (ending == NAME(ADD)) value += load(to + c);
+                store(to + c, value);
+            }
 }
 
-/* silu(gate) * up: the panels of both stand by turns. */
-INLINE void NAME(end_gate)(const NAME(Target) * target, int64_t inner, const float *gate,
-                           const float *up, int64_t row, int64_t rows, int64_t column) {
-    const int64_t count = least(TILE_COLUMNS, inner - column);
-    float values[TILE_COLUMNS];
-    for (int64_t r = 0; r < rows; r++) {
-        const float *g = gate + r * TILE_COLUMNS, *u = up + r * TILE_COLUMNS;
-        for (int64_t c = 0; c < TILE_COLUMNS; c += LANES) {
-            const vf x = load(g + c);
-            const vf power = NAME(exp2)(-larger(x * splat(LOG2_E), splat(-126.0f)));
-            store(values + c, x / (splat(1.0f) + power) * load(u + c));
-        }
-        NAME(put)(&target->gated, row + r, column, values, count);
+/* silu(gate) * up: columns of both stand by turns, LANES of each. */
+INLINE void NAME(end_gate)(const NAME(Target) * target, const float *tile, int64_t row,
+                           int64_t rows, int64_t column) {
+    const int64_t count = least(LANES, target->gated.inner - column);
+    float values[LANES];
+    for (int64_t r = 0; r < rows; r++, tile += TILE_COLUMNS) {
+        const vf x = load(tile);
+        const vf power = NAME(exp2)(-larger(x * splat(LOG2_E), splat(-126.0f)));
+        store(values, x * NAME(inverse)(splat(1.0f) + power) * load(tile + LANES));
+        if (count == LANES) NAME(put)(&target->gated, row + r, column, values, LANES);
+        else NAME(put)(&target->gated, row + r, column, values, count);
     }
 }
 
 #define NEAR_BYTES (192 * 1024) /* of weights that are used again before others are touched */
 
-/* Where to fetch from during a tile of row block `block`: the panels that come after the `near`
-   ones at hand, spread over the first blocks; once they are all asked for, what is there. */
+/* Where to fetch from during a tile of the rows of number `block`: the panels that come after the
+   `near` ones at hand, spread over the first blocks; once they are all asked for, what is there. */
 INLINE const uint32_t *NAME(ahead_of)(const uint32_t *panel, const uint32_t *next, int64_t units,
                                       int64_t block) {
     const int64_t offset = block * units * LINE;
     return next != NULL && offset < units * TILE_COLUMNS ? next + offset : panel;
 }
 
-/* This thread's share of a product: panels `first` to `last` - 1. What is at `then` is needed
-   next. */
+/* A thread's share of a product: so many rows and panels. */
+typedef struct {
+    int64_t row, rows_end, panel, panels_end;
+} NAME(Part);
+
+/* Compute `part` of a product. What is at `then` is needed next. Tiles are about equally high, so
+   that the fetching of weights is spread evenly. */
 INLINE void NAME(product)(const enum NAME(Ending) ending, const NAME(Activations) * from,
                           const NAME(Weights) * weights, const NAME(Target) * target,
-                          int64_t first, int64_t last, const uint32_t *then) {
+                          NAME(Part) part, const uint32_t *then) {
     const int64_t units = UNITS(weights->inner), size = units * TILE_COLUMNS;
-    const int64_t near = most(2, NEAR_BYTES / (size * 4) / 2 * 2);
-    const int64_t step = ending == NAME(GATE) ? 2 : 1;
-    float tile[TILE_ROWS * TILE_COLUMNS], other[TILE_ROWS * TILE_COLUMNS];
-    for (int64_t begin = first; begin < last; begin += near) {
-        const int64_t end = least(begin + near, last);
-        for (int64_t row = 0; row < from->rows; row += from->height) {
-            const int64_t rows = least(from->height, from->rows - row);
-            const uint32_t *block = from->units + row * units;
-            for (int64_t panel = begin; panel < end; panel += step) {
+    const int64_t near = most(2, NEAR_BYTES / (size * 4));
+    const int64_t blocks = most(1, ceil_div(part.rows_end - part.row, TILE_ROWS));
+    const int64_t height = most(1, ceil_div(part.rows_end - part.row, blocks));
+    float tile[TILE_ROWS * TILE_COLUMNS];
+    for (int64_t begin = part.panel; begin < part.panels_end; begin += near) {
+        const int64_t end = least(begin + near, part.panels_end);
+        const int last = end == part.panels_end;
+        for (int64_t row = part.row, block = 0; row < part.rows_end; row += height, block++) {
+            const int64_t rows = least(height, part.rows_end - row);
+            for (int64_t panel = begin; panel < end; panel++) {
                 const uint32_t *at = weights->panels + panel * size, *next = at + near * size;
-                if (panel + near >= last) next = then == NULL ? NULL : then + (panel - begin) * size;
-                NAME(multiply)(block, at, units, rows, tile,
-                               NAME(ahead_of)(at, next, units, row / from->height));
-                if (ending == NAME(GATE)) {
-                    if (next != NULL) next += size;
-                    NAME(multiply)(block, at + size, units, rows, other,
-                                   NAME(ahead_of)(at + size, next, units, row / from->height));
-                    NAME(end_gate)(target, target->gated.inner, tile, other, row, rows,
-                                   panel / 2 * TILE_COLUMNS);
-                } else {
+                if (last) next = then == NULL ? NULL : then + (panel - begin) * size;
+                NAME(multiply)(from->units + row * from->stride, from->stride, at, units, rows,
+                               tile, NAME(ahead_of)(at, next, units, block));
+                if (ending == NAME(GATE))
+                    NAME(end_gate)(target, tile, row, rows, panel * LANES);
+                else
                     NAME(end_tile)(ending, target, weights, tile, row, rows,
                                    panel * TILE_COLUMNS);
-                }
             }
         }
     }
 }
 
 /* Pack a matrix [columns, inner] into panels; those past the last column are zero.
-   every, offset: the panels go to places offset, offset + every, ... */
+   every, offset: LANES columns each go to places offset, offset + every, ... */
 void NAME(asyncsgl_pack)(const ELEMENT *from, int64_t columns, int64_t inner, int64_t every,
                          int64_t offset, uint32_t *to) {
-    const int64_t units = UNITS(inner), panels = ceil_div(columns, TILE_COLUMNS);
-    _Pragma("omp parallel for schedule(static)") for (int64_t p = 0; p < panels; p++) {
-        uint32_t *panel = to + (p * every + offset) * units * TILE_COLUMNS;
-        for (int64_t c = 0; c < TILE_COLUMNS; c++) {
-            const int64_t column = p * TILE_COLUMNS + c;
+    const int64_t units = UNITS(inner), strips = ceil_div(columns, LANES);
+    const int64_t whole = every % 2 == 0 ? strips : ceil_div(strips, 2) * 2;
+    _Pragma("omp parallel for schedule(static)") for (int64_t s = 0; s < whole; s++) {
+        const int64_t place = s * every + offset;
+        uint32_t *strip = to + place / 2 * units * TILE_COLUMNS + place % 2 * LANES;
+        for (int64_t c = 0; c < LANES; c++) {
+            const int64_t column = s * LANES + c;
             if (column >= columns) {
-                for (int64_t u = 0; u < units; u++) panel[u * TILE_COLUMNS + c] = 0;
+                for (int64_t u = 0; u < units; u++) strip[u * TILE_COLUMNS + c] = 0;
                 continue;
             }
             const uint32_t *line = (const uint32_t *)(from + column * inner);
-            for (int64_t u = 0; u < units; u++) panel[u * TILE_COLUMNS + c] = line[u];
+            for (int64_t u = 0; u < units; u++) strip[u * TILE_COLUMNS + c] = line[u];
         }
     }
 }

@@ -97,6 +97,9 @@ INLINE void narrow_all(const float *from, int64_t count, uint16_t *to) {
             _mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i));
         _mm512_storeu_si512(to + i, (__m512i)both);
     }
+    for (; i + 16 <= count; i += 16)
+        _mm256_storeu_si256((__m256i *)(to + i),
+                            (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
 #endif
     for (; i < count; i++) to[i] = narrow_bf16(from[i]);
 }
@@ -151,6 +154,16 @@ INLINE vf exp2_bf16(vf x) {
     sum = sum * rest + splat(6.9326098546e-1f);
     sum = sum * rest + splat(9.9992807354e-1f);
     return scaled(sum, x - rest);
+}
+
+/* 1 / x; for what is narrowed to bfloat16, to 2^-14. */
+INLINE vf inverse_f32(vf x) { return splat(1.0f) / x; }
+INLINE vf inverse_bf16(vf x) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_rcp14_ps((__m512)x);
+#else
+    return splat(1.0f) / x;
+#endif
 }
 
 /* exp for arguments up to 0, by Cody and Waite's reduction and a minimax polynomial (Cephes): within
