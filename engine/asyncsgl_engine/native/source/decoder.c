@@ -10,6 +10,7 @@
 #include "step.h"
 #include "vectors.h"
 #include "places.h"
+#include "coming.h"
 
 #define BARRIER meet(gate, threads);
 #define SHARING_ROWS 16 /* rows of a group in one task */

@@ -147,8 +147,8 @@ INLINE void NAME(attend_all)(const NAME(Scratch) * scratch, const NAME(Layer) * 
 
 static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) * layer,
                             const Step *step, const NAME(Space) * space, int64_t count,
-                            int64_t *next, const uint32_t *next_weights, Gate *gate,
-                            int thread, int threads) {
+                            int64_t *next, const NAME(LayerWeights) * after, Coming *coming,
+                            Gate *gate, int thread, int threads) {
     const int64_t tokens = step->tokens, hidden = model->hidden, inner = model->inner;
     const int64_t width = model->heads * model->dim;
     const int64_t wide = width + 2 * model->kv_heads * model->dim;
@@ -168,13 +168,13 @@ static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) 
     const uint32_t *then_output = PANEL(layer->output, width, FIRST(panels));
     const uint32_t *then_gate = PANEL(layer->gate_up, hidden, FIRST(gate_panels));
     const uint32_t *then_down = PANEL(layer->down, inner, FIRST(panels));
-    const uint32_t *then_qkv = PANEL(next_weights, hidden, FIRST(qkv_panels));
+    const uint32_t *then_qkv = PANEL(after->qkv, hidden, FIRST(qkv_panels));
     for (MINE(t, tokens))
         NAME(normalise_row)(space->hidden + t * hidden, layer->norm, model->epsilon, &normed, t);
     COLUMNS_BARRIER
     const NAME(Weights) qkv = {layer->qkv, layer->qkv_bias, wide, hidden};
     const NAME(Target) to_qkv = {space->qkv, wide, {0}};
-    NAME(product)(NAME(STORE), &normed, &qkv, &to_qkv, PART(qkv_panels), then_output);
+    NAME(product)(NAME(STORE), &normed, &qkv, &to_qkv, PART(qkv_panels), then_output, coming);
     COLUMNS_BARRIER
     for (MINE(t, tokens)) NAME(place_token)(model, layer, step, space, t);
     BARRIER
@@ -183,19 +183,21 @@ static void NAME(run_layer)(const NAME(Model) * model, const NAME(LayerWeights) 
                                    attended, NULL};
     NAME(attend_all)(&scratch, &attention, space->tasks, count, next);
     BARRIER
+    begin_coming(coming, step, after->keys, after->values,
+                 model->kv_heads * model->dim * sizeof(ELEMENT), after->window, thread, threads);
     const NAME(Weights) output = {layer->output, layer->output_bias, hidden, width};
     const NAME(Target) to_hidden = {space->hidden, hidden, {0}};
-    NAME(product)(NAME(ADD), &attended, &output, &to_hidden, PART(panels), then_gate);
+    NAME(product)(NAME(ADD), &attended, &output, &to_hidden, PART(panels), then_gate, coming);
     COLUMNS_BARRIER
     for (MINE(t, tokens))
         NAME(normalise_row)(space->hidden + t * hidden, layer->mlp_norm, model->epsilon, &normed, t);
     COLUMNS_BARRIER
     const NAME(Weights) gate_up = {layer->gate_up, NULL, 2 * inner, hidden};
     const NAME(Target) to_gated = {NULL, 0, gated};
-    NAME(product)(NAME(GATE), &normed, &gate_up, &to_gated, PART(gate_panels), then_down);
+    NAME(product)(NAME(GATE), &normed, &gate_up, &to_gated, PART(gate_panels), then_down, coming);
     COLUMNS_BARRIER
     const NAME(Weights) down = {layer->down, NULL, hidden, inner};
-    NAME(product)(NAME(ADD), &gated, &down, &to_hidden, PART(panels), then_qkv);
+    NAME(product)(NAME(ADD), &gated, &down, &to_hidden, PART(panels), then_qkv, coming);
     COLUMNS_BARRIER
 }
 
@@ -231,9 +233,10 @@ void NAME(asyncsgl_forward)(const NAME(Model) * model, const Step *step, const N
         const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
         for (MINE(t, tokens)) NAME(begin_token)(model, call, &space, t);
         BARRIER
+        Coming coming = {0};
         for (int64_t l = 0; l < model->num_layers; l++)
             NAME(run_layer)(model, model->layers + l, step, &space, count, space.next + l,
-                            model->layers[(l + 1) % model->num_layers].qkv, gate, thread,
+                            model->layers + (l + 1) % model->num_layers, &coming, gate, thread,
                             threads);
         BARRIER
         const NAME(Activations) last = NAME(activations)(space.last, model->hidden);
@@ -245,7 +248,7 @@ void NAME(asyncsgl_forward)(const NAME(Model) * model, const Step *step, const N
         const NAME(Target) to_logits = {call->logits, model->vocab, {0}};
         const int64_t panels = ceil_div(model->vocab, TILE_COLUMNS);
         const NAME(Part) part = {0, rows, SHARE(panels, thread), SHARE(panels, thread + 1)};
-        NAME(product)(NAME(STORE), &last, &head, &to_logits, part, NULL);
+        NAME(product)(NAME(STORE), &last, &head, &to_logits, part, NULL, NULL);
     }
 }
 

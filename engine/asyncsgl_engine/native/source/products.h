@@ -45,10 +45,20 @@ INLINE vf NAME(multiply_add)(vf sum, vu a, vu b) {
 #endif
 }
 
-/* One tile: `rows` is a constant where this is inlined. Meanwhile one cache line a unit is fetched
-   from `ahead` on, which hides the memory behind the arithmetic. */
+/* What is fetched during a tile, which hides the memory behind the arithmetic: weights, a cache
+   line a unit, and of keys and values `pace` bytes a unit. */
+typedef struct {
+    const uint32_t *weights;
+    const char *keys, *values;
+    int64_t pace;
+} NAME(Fetch);
+
+/* One tile: `rows` is a constant where this is inlined. */
 INLINE void NAME(tile_of)(const uint32_t *a, int64_t stride, const uint32_t *b, int64_t units,
-                          const int rows, float *tile, const uint32_t *ahead) {
+                          const int rows, float *tile, const NAME(Fetch) * fetch) {
+    const uint32_t *ahead = fetch->weights;
+    const char *keys = fetch->keys, *values = fetch->values;
+    const int64_t pace = fetch->pace;
     vf sums[TILE_ROWS][2];
     for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = splat(0.0f);
     const uint32_t *trio[4] = {a, a + (rows > 3 ? 3 : 0) * stride, a + (rows > 6 ? 6 : 0) * stride,
@@ -60,6 +70,8 @@ INLINE void NAME(tile_of)(const uint32_t *a, int64_t stride, const uint32_t *b, 
         __asm__("" : "+r"(trio[0]), "+r"(trio[1]), "+r"(trio[2]), "+r"(trio[3]));
         if (rows > 2) {
             __builtin_prefetch(ahead + u * LINE, 0, 2);
+            __builtin_prefetch(keys + u * pace, 0, 2);
+            __builtin_prefetch(values + u * pace, 0, 2);
         } else { /* nothing to hide it behind: as far ahead as memory takes to answer */
             for (int64_t c = 0; c < TILE_COLUMNS; c += LINE)
                 __builtin_prefetch(b + 64 * TILE_COLUMNS + c);
@@ -81,10 +93,10 @@ INLINE void NAME(tile_of)(const uint32_t *a, int64_t stride, const uint32_t *b, 
 
 /* tile[r][c] = the sum over u of a[r][u] * b[u][c]. */
 static void NAME(multiply)(const uint32_t *a, int64_t stride, const uint32_t *b, int64_t units,
-                           int64_t rows, float *tile, const uint32_t *ahead) {
+                           int64_t rows, float *tile, const NAME(Fetch) * fetch) {
     switch (rows) {
 #define CASE(count) \
-    case count: NAME(tile_of)(a, stride, b, units, count, tile, ahead); break;
+    case count: NAME(tile_of)(a, stride, b, units, count, tile, fetch); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if TILE_ROWS > 6
         CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
@@ -163,16 +175,24 @@ INLINE const uint32_t *NAME(ahead_of)(const uint32_t *panel, const uint32_t *nex
     return next != NULL && offset < units * TILE_COLUMNS ? next + offset : panel;
 }
 
+INLINE NAME(Fetch) NAME(fetch_of)(const uint32_t *weights, Coming *coming, int64_t units) {
+    const char *here = (const char *)weights;
+    if (coming == NULL) return (NAME(Fetch)){weights, here, here, 0};
+    const Piece piece = next_piece(coming, units * COMING_BYTES);
+    if (piece.bytes == 0) return (NAME(Fetch)){weights, here, here, 0};
+    return (NAME(Fetch)){weights, piece.keys, piece.values, ceil_div(piece.bytes, units)};
+}
+
 /* A thread's share of a product: so many rows and panels. */
 typedef struct {
     int64_t row, rows_end, panel, panels_end;
 } NAME(Part);
 
-/* Compute `part` of a product. What is at `then` is needed next. Tiles are about equally high, so
-   that the fetching of weights is spread evenly. */
+/* Compute `part` of a product. What is at `then` is needed next, and what is coming, if anything is.
+   Tiles are about equally high, so that the fetching of weights is spread evenly. */
 INLINE void NAME(product)(const enum NAME(Ending) ending, const NAME(Activations) * from,
                           const NAME(Weights) * weights, const NAME(Target) * target,
-                          NAME(Part) part, const uint32_t *then) {
+                          NAME(Part) part, const uint32_t *then, Coming *coming) {
     const int64_t units = UNITS(weights->inner), size = units * TILE_COLUMNS;
     const int64_t near = most(2, NEAR_BYTES / (size * 4));
     const int64_t blocks = most(1, ceil_div(part.rows_end - part.row, TILE_ROWS));
@@ -186,8 +206,10 @@ INLINE void NAME(product)(const enum NAME(Ending) ending, const NAME(Activations
             for (int64_t panel = begin; panel < end; panel++) {
                 const uint32_t *at = weights->panels + panel * size, *next = at + near * size;
                 if (last) next = then == NULL ? NULL : then + (panel - begin) * size;
+                const NAME(Fetch) fetch =
+                    NAME(fetch_of)(NAME(ahead_of)(at, next, units, block), coming, units);
                 NAME(multiply)(from->units + row * from->stride, from->stride, at, units, rows,
-                               tile, NAME(ahead_of)(at, next, units, block));
+                               tile, &fetch);
                 if (ending == NAME(GATE))
                     NAME(end_gate)(target, tile, row, rows, panel * LANES);
                 else
