@@ -315,7 +315,8 @@ class EngineCore:
             if undone is not None:
                 undone.lost = True
                 self._scheduler.retreat(undone.scheduled)
-        culprit = self._trial.accuse([a.sequence for a in flight.answers if self._has(a)])
+        suspects = [answer.sequence for answer in flight.answers if self._has(answer)]
+        culprit = self._trial.accuse(suspects, others=len(suspects) < len(flight.answers))
         if culprit is None:
             return []
         name = culprit.request.request_id

@@ -28,15 +28,19 @@ class Trial:
         """Whose turn it is; empty when all is known."""
         return self._groups[-1] if self._groups else ()
 
-    def accuse(self, sequences: Several[Sequence]) -> Sequence | None:
+    def accuse(self, sequences: Several[Sequence], others: bool = False) -> Sequence | None:
         """Take in that a step over these failed.
+
+        Args:
+            sequences: the suspects.
+            others: whether more were in it, which have ended since.
 
         Returns:
             The culprit, if it was alone.
         """
         for sequence in sequences:
             self.acquit(sequence)
-        if len(sequences) == 1:
+        if len(sequences) == 1 and not others:
             return sequences[0]
         half = len(sequences) // 2
         for part in (sequences[half:], sequences[:half]):

@@ -10,7 +10,7 @@ from asyncsgl_engine.request import Request, Sampling
 from asyncsgl_engine.scheduler import Scheduler
 from asyncsgl_engine.sequence import Sequence
 
-__all__ = ["Driver", "Memory", "request", "resolved"]
+__all__ = ["Cell", "Driver", "Memory", "request", "resolved", "whose"]
 
 Cell = tuple[str | None, int, int] | None
 
@@ -74,13 +74,17 @@ class Memory:
             table[row.fresh_from :] = row.pages[row.fresh_from :]
             for offset, token in enumerate(row.tokens):
                 position = row.start + offset
-                self.cells[self.place(row.slot, position)] = (whose(sequence), position, token)
+                self.cells[self.place(row.slot, position)] = (
+                    whose(sequence.request),
+                    position,
+                    token,
+                )
         for row, sequence in pairs:
             end = row.start + len(row.tokens)
             assert self.tables[row.slot] == list(sequence.pages)
             seen = [self.cells[self.place(row.slot, position)] for position in range(end)]
             assert seen == [
-                (whose(sequence), position, token)
+                (whose(sequence.request), position, token)
                 for position, token in enumerate(sequence.tokens[:end])
             ]
 
@@ -89,9 +93,8 @@ class Memory:
         return self.tables[slot][position // self.size] * self.size + position % self.size
 
 
-def whose(sequence: Sequence) -> str | None:
-    """Under which name a sequence's tokens may be shared."""
-    asked = sequence.request
+def whose(asked: Request) -> str | None:
+    """Under which name a request's tokens may be shared."""
     return f"only {asked.request_id}" if asked.no_cache else asked.cache_salt
 
 
