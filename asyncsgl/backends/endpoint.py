@@ -15,12 +15,13 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Mapping,
     Sequence,
 )
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from ..errors import BackendError, BadRequestError, InvalidArgument, UnsupportedFeature
@@ -138,20 +139,17 @@ class RuntimeEndpoint(Backend):
         """Answer one request; see :meth:`Backend.generate`."""
         text, info = await self._prompt(request)
         start = time.perf_counter()
+        return await self._retried(functools.partial(self._generated, request, text, info, start))
 
-        async def call() -> Generation:
-            rid = os.urandom(16).hex()
-            body = generate_body(request, text, rid, stream=False)
-            results = await self._results(body, request, request.sampling.n or 1)
-            return generation_of(
-                request,
-                results,
-                rid=rid,
-                model=info.model_path,
-                total=time.perf_counter() - start,
-            )
-
-        return await self._retried(call)
+    async def _generated(
+        self, request: GenRequest, text: str, info: ModelInfo, start: float
+    ) -> Generation:
+        """One try."""
+        rid = os.urandom(16).hex()
+        body = generate_body(request, text, rid, stream=False)
+        results = await self._results(body, request, request.sampling.n or 1)
+        total = time.perf_counter() - start
+        return generation_of(request, results, rid=rid, model=info.model_path, total=total)
 
     async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request piece by piece; see :meth:`Backend.stream`."""
@@ -239,8 +237,8 @@ class RuntimeEndpoint(Backend):
         answer = await link.ask("POST", "/generate", await encoded(body, request), rid=rid)
         return results_of(answer, count, backend=self.name, request_id=rid)
 
-    async def _retried(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await retried(call, self._policy, cooldown=self._cooldown, on_retry=self._on_retry)
+    def _retried(self, call: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, T]:
+        return retried(call, self._policy, cooldown=self._cooldown, on_retry=self._on_retry)
 
     def _on_retry(self, retry: int, error: BackendError, delay: float) -> None:
         self._counts["retries"] += 1

@@ -56,6 +56,7 @@ _NAMES = {
 }
 """Our sampling fields as keys of ``sampling_params``; the server refuses any other key."""
 
+_NOTHING = Usage()
 _INLINE_BYTES = 2**18
 """Media up to this size are encoded on the event loop: that takes less than a thread."""
 
@@ -161,7 +162,7 @@ def results_of(body: bytes, count: int, *, backend: str, request_id: str | None)
         BackendError: it is an error in another guise, or not a result at all.
     """
     try:
-        found = json.loads(body)
+        found = json.loads(body.decode("utf-8", "surrogatepass"))
     except ValueError as error:
         shown = body[:200].decode("utf-8", "replace")
         raise BackendError(
@@ -239,13 +240,17 @@ def generation_of(
 
 def usage_of(metas: Sequence[Json]) -> Usage:
     """The tokens of one request; its prompt counts once."""
-    return Usage(
-        prompt_tokens=_number(metas[0], "prompt_tokens"),
-        completion_tokens=sum(_number(meta, "completion_tokens") for meta in metas),
-        cached_tokens=min(_number(meta, "cached_tokens") for meta in metas),
-        reasoning_tokens=sum(_number(meta, "reasoning_tokens") for meta in metas),
-        requests=1,
-    )
+    usage = _NOTHING
+    for meta in metas:
+        cached = _number(meta, "cached_tokens")
+        usage = Usage(
+            _number(metas[0], "prompt_tokens"),
+            usage.completion_tokens + _number(meta, "completion_tokens"),
+            min(cached, usage.cached_tokens) if usage.requests else cached,
+            usage.reasoning_tokens + _number(meta, "reasoning_tokens"),
+            requests=1,
+        )
+    return usage
 
 
 def _number(meta: Json, key: str) -> int:

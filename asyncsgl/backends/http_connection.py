@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
         """The exchange is over; True if another may begin, else the connection is closed."""
         answer, self._answer = self._answer, None
         self.reused = True
-        if answer is not None and answer.whole and self.usable and not self._paused:
+        if answer is not None and answer.whole and self.usable and not self._stuck():
             return True
         self.abort()
         return False
@@ -230,6 +230,11 @@ class Connection(asyncio.Protocol):
         answer.end()
 
     # -- the rest -------------------------------------------------------------------------------
+
+    def _stuck(self) -> bool:
+        """Whether something of the exchange is left: of the request, or read by nobody."""
+        transport = self._transport
+        return self._paused or transport is None or transport.get_write_buffer_size() > 0
 
     def _malformed(self, error: Exception) -> None:
         """What came is not HTTP; behind a whole answer it spoils only the connection."""

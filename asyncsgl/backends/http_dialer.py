@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .._optional import needs
-from ..errors import AsyncSGLError, BackendConnectionError, BackendTimeout
+from ..errors import AsyncSGLError, BackendConnectionError, BackendTimeout, InvalidArgument
 from .http import CONNECT_TIMEOUT
 
 with needs("http"):
@@ -36,12 +36,17 @@ class Dialer:
 
     Attributes:
         host: the server's name, as it goes over the wire.
+
+    Raises:
+        InvalidArgument: the address holds no name that could be looked up.
     """
 
     def __init__(self, base_url: str, context: ssl.SSLContext | None) -> None:
         parts = urlsplit(base_url)
-        name = parts.hostname or ""
-        self.host = name if name.isascii() else name.encode("idna").decode()
+        try:
+            self.host = (parts.hostname or "").encode("idna").decode()
+        except UnicodeError as error:
+            raise InvalidArgument("base_url", f"{base_url!r} has no name of a host") from error
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._where = base_url
         self._context = context

@@ -27,7 +27,8 @@ def connect_httptools(settings: HTTPSettings, context: ssl.SSLContext | None) ->
     """A client on own connections for the running event loop.
 
     Raises:
-        InvalidArgument: the server is behind a proxy, which this client does not know of.
+        InvalidArgument: the server is behind a proxy, which this client does not know of, or
+            its address holds no name of a host.
     """
     if settings.proxy is not None:
         raise InvalidArgument("library", "httptools knows no proxies: use aiohttp or httpx")
@@ -101,15 +102,17 @@ class _Client(HTTPClient):
 
 
 def _head(settings: HTTPSettings, host: str, method: str, path: str, has_body: bool) -> bytes:
-    """The head of a request; of one with a body, up to the body's size.
-
-    Raises:
-        InvalidArgument: a header's value cannot be sent.
-    """
+    """The head of a request; of one with a body, up to the body's size."""
     parts = urlsplit(settings.base_url)
     port = f":{parts.port}" if parts.port else ""
     place = f"[{host}]{port}" if ":" in host else f"{host}{port}"
-    headers = {"Host": place, "Accept": "*/*", "Accept-Encoding": "identity", **settings.headers}
+    headers = {
+        "Host": place,
+        "User-Agent": "asyncsgl",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+        **settings.headers,
+    }
     if has_body:
         headers |= {"Content-Type": "application/json", "Content-Length": ""}
     elif method not in SAFE:

@@ -203,6 +203,7 @@ class _Tries:
         clock: Clock,
         on_retry: OnRetry | None,
         queued: Callable[[], float] | None,
+        began: float,
     ) -> None:
         self._policy = policy
         self._cooldown = cooldown
@@ -210,7 +211,7 @@ class _Tries:
         self._on_retry = on_retry
         self._queued = queued
         self._retries = 0
-        self._end = math.inf if policy.deadline is None else clock.now() + policy.deadline
+        self._end = math.inf if policy.deadline is None else began + policy.deadline
         self._last: BackendError | None = None
 
     async def ready(self) -> None:
@@ -267,14 +268,17 @@ async def retried(
     Raises:
         BackendError: that of the last try.
     """
-    tries = _Tries(policy, cooldown, clock, on_retry, queued)
+    began = clock.now()
+    tries: _Tries | None = None  # most calls succeed at once and need none
     while True:
         if cooldown is not None and cooldown.remaining > 0:
+            tries = tries or _Tries(policy, cooldown, clock, on_retry, queued, began)
             await tries.ready()
         try:
             return await call()
         except BackendError as error:
             failure = error
+        tries = tries or _Tries(policy, cooldown, clock, on_retry, queued, began)
         await tries.failed(failure)
 
 
@@ -291,7 +295,7 @@ async def retried_stream(
 
     Args and errors as for :func:`retried`; a stream that breaks after its first item raises.
     """
-    tries = _Tries(policy, cooldown, clock, on_retry, queued)
+    tries = _Tries(policy, cooldown, clock, on_retry, queued, clock.now())
     while True:
         await tries.ready()
         begun = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
@@ -186,6 +187,27 @@ async def test_large_bodies_both_ways() -> None:
             assert (status, len(body)) == (200, size)
         assert there.accepted == 1
         await client.aclose()
+
+
+async def test_an_answer_before_the_request_was_read_ends_the_connection() -> None:
+    async def handler(wire: Wire) -> None:
+        if wire.number:
+            await always(OK)(wire)
+        await wire.say(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        await wire.gone()
+
+    async with served(handler) as there:
+        client = await client_of(there)
+        status, _, body = await client.ask("POST", "/x", bytes(20 * 2**20), Exchange())
+        assert (status, body) == (413, b"no")
+        assert await post(client) == (200, b"ok")
+        assert there.accepted == 2
+        await client.aclose()
+
+
+async def test_an_address_without_a_name() -> None:
+    with pytest.raises(InvalidArgument, match="base_url"):
+        await client_of("http://a..b")
 
 
 # -- what it may not ------------------------------------------------------------------------------
@@ -598,6 +620,71 @@ async def test_closing_ends_what_is_under_way_and_who_waits() -> None:
 async def then_silent(wire: Wire) -> None:
     await wire.request()
     await wire.gone()
+
+
+# -- https ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certified() -> ssl.SSLContext:
+    trustme = pytest.importorskip("trustme")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+async def test_https_in_all_sizes(certified: ssl.SSLContext) -> None:
+    size = 5 * 2**20
+
+    async def handler(wire: Wire) -> None:
+        while await wire.request():
+            await wire.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, bytes(size))
+
+    async with served(handler, certified) as there:
+        client = await client_of(there, verify=False)
+        for body in (BODY, bytes(size)):
+            assert len((await client.ask("POST", "/x", body, Exchange()))[2]) == size
+        async with client.open("POST", "/x", BODY, Exchange()) as response:
+            come = 0
+            async for chunk in response.chunks():
+                come += len(chunk)
+                await asyncio.sleep(0)
+        assert (come, there.accepted) == (size, 1)
+        await client.aclose()
+        await there.until(lambda: there.open == 0)
+
+
+async def test_https_that_is_left(certified: ssl.SSLContext) -> None:
+    async with served(then_silent, certified) as there:
+        client = await client_of(there, verify=False, timeout=0.2, max_connections=2)
+        tasks = [asyncio.ensure_future(post(client)) for _ in range(10)]
+        await there.until(lambda: there.accepted == 2)
+        for task in tasks[1:]:
+            task.cancel()
+        with pytest.raises(BackendTimeout, match="silent"):
+            await tasks[0]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await there.until(lambda: there.open == 0)
+        await client.aclose()
+
+
+async def test_a_handshake_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_dialer, "CONNECT_TIMEOUT", 0.1)
+
+    async def handler(wire: Wire) -> None:
+        await wire.gone()
+
+    async with served(handler) as there:
+        url = there.url.replace("http:", "https:")
+        client = await client_of(url, verify=False, max_connections=1)
+        waits = asyncio.ensure_future(post(client))
+        await there.until(lambda: there.open == 1)
+        waits.cancel()  # in the middle of it
+        for _ in range(2):
+            with pytest.raises(BackendTimeout, match="no connection within"):
+                await post(client)
+        await there.until(lambda: there.open == 0)
+        await client.aclose()
 
 
 # -- which library ------------------------------------------------------------------------------------

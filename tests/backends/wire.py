@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -76,8 +77,13 @@ class Served:
 
 
 @asynccontextmanager
-async def served(handler: Handler) -> AsyncIterator[Served]:
-    """A server on a free port whose connections ``handler`` serves, each to its end."""
+async def served(handler: Handler, context: ssl.SSLContext | None = None) -> AsyncIterator[Served]:
+    """A server on a free port whose connections ``handler`` serves, each to its end.
+
+    Args:
+        handler: serves one connection.
+        context: for https.
+    """
     here = Served()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -99,8 +105,8 @@ async def served(handler: Handler) -> AsyncIterator[Served]:
             here.changed()
             tasks.discard(task)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=2048)
-    here.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=2048, ssl=context)
+    here.url = f"http{'s' if context else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield here
     finally:
