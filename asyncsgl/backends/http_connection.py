@@ -139,8 +139,8 @@ class Connection(asyncio.Protocol):
         """Ready to send."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's have no such base
         self._parser = HttpResponseParser(self)
-        if self._broken:  # given up meanwhile
-            self._transport.abort()
+        if self._broken:  # given up meanwhile; uvloop bears no abort in this call
+            self._loop.call_soon(self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of an answer; a server that says something unasked is left."""

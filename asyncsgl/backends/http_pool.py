@@ -62,9 +62,7 @@ class Pool:
             BackendConnectionError: the server cannot be reached, or not trusted.
             ClosedError: the pool is closed.
         """
-        if self._closed:
-            raise ClosedError("this backend is closed: make a new one")
-        while True:
+        while not self._closed:
             full = len(self._all) >= self._limit
             connection = await self._turn() if full else self._placed()
             if not connection.made:
@@ -72,6 +70,7 @@ class Pool:
             if connection.usable:
                 return connection
             self.put(connection)  # closed since it was handed over
+        raise ClosedError("this backend is closed: make a new one")
 
     def put(self, connection: Connection) -> None:
         """Give back a connection whose exchange is over, or another that was not used."""

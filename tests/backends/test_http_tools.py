@@ -193,6 +193,7 @@ async def test_an_answer_before_the_request_was_read_ends_the_connection() -> No
     async def handler(wire: Wire) -> None:
         if wire.number:
             await always(OK)(wire)
+        await wire.head()
         await wire.say(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
         await wire.gone()
 
@@ -613,6 +614,24 @@ async def test_closing_ends_what_is_under_way_and_who_waits() -> None:
             with pytest.raises(ClosedError):
                 await task
         await there.until(lambda: there.open == 0)
+        with pytest.raises(ClosedError):
+            await post(client)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_closed_while_it_connects(turns: int) -> None:
+    async with served(then_close(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok")) as there:
+        client = await client_of(there)
+        assert await post(client) == (200, b"ok")  # the address is known from now on
+        await there.until(lambda: there.open == 0)
+        task = asyncio.ensure_future(post(client))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await client.aclose()
+        with suppress(ClosedError):
+            assert await task == (200, b"ok")
+        await there.until(lambda: there.open == 0)
+        assert there.accepted <= 2
         with pytest.raises(ClosedError):
             await post(client)
 

@@ -26,14 +26,18 @@ class Wire:
 
     async def request(self) -> bytes:
         """The head of the next request, its body read and left out; nothing at the end."""
-        try:
-            head = await self._reader.readuntil(b"\r\n\r\n")
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return b""
+        head = await self.head()
         _, found, rest = head.lower().partition(b"content-length:")
         if found:
             await self._reader.readexactly(int(rest.split(b"\r\n", 1)[0]))
         return head
+
+    async def head(self) -> bytes:
+        """The head of the next request, its body left unread; nothing at the end."""
+        try:
+            return await self._reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return b""
 
     async def say(self, *pieces: bytes) -> None:
         """Send the pieces, each in a packet of its own."""
