@@ -247,9 +247,7 @@ class Connection(asyncio.Protocol):
             self.abort(BackendError(message))
 
     def _failure(self, said: str) -> BackendConnectionError:
-        error = BackendConnectionError(f"the connection to {self._where} failed: {said}")
-        error.retryable = True
-        return error
+        return BackendConnectionError(f"the connection to {self._where} failed: {said}")
 
     def _hold(self, hold: bool) -> None:
         """Let the server wait, or let it go on."""
