@@ -319,12 +319,17 @@ class Runtime(Backend):
     def get_tokenizer(self) -> Any:
         """The tokenizer of transformers that the model uses.
 
+        A start that does without transformers leaves it to the first call, which then reads files
+        for a second: call it in a thread where an event loop runs.
+
         Raises:
             ClosedError: the model is not loaded.
+            BackendError: the tokenizer's files are not there any more.
         """
         if not self._ready:
             raise ClosedError("the model is not loaded: await runtime.start() first")
-        return self.engine.tokenizer.hf
+        with self._translating():
+            return self.engine.tokenizer.hf
 
     def statistics(self) -> Mapping[str, float]:
         """The engine's counters: pages free, held and cached, requests waiting and running …."""

@@ -20,7 +20,8 @@ from .statistics import Statistics
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .loading import Loaded, Progress
+    from .hub import Progress
+    from .loading import Loaded
     from .multimodal import ImageReader
     from .tokenizer import Tokenizer
 

@@ -13,7 +13,8 @@ from .reception import Reception
 from .statistics import Statistics
 
 if TYPE_CHECKING:
-    from .loading import Loaded, Progress
+    from .hub import Progress
+    from .loading import Loaded
 
 __all__ = ["EngineThread"]
 
@@ -96,10 +97,9 @@ class EngineThread:
 
     def _main(self, started: Future[None], progress: Progress | None) -> None:
         try:
-            # Imported here: it brings torch and transformers, which takes seconds.
-            from .loading import load
+            from .starting import start
 
-            loaded = load(self._config, progress or _ignore, self._reception.close)
+            loaded = start(self._config, progress or _ignore, self._reception.close)
             loaded.constraints.when_compiled(self._reception.wake)
             self.statistics = loaded.core.statistics()
         except Exception as error:  # noqa: BLE001 - handed to the callers of start

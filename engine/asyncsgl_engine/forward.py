@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -10,7 +10,9 @@ from .attention import AttentionBackend, StepContext
 from .errors import ModelError
 from .inputs import Batch
 from .kv_cache import KVCache
-from .model import LoadedModel
+
+if TYPE_CHECKING:
+    from .model import LoadedModel
 
 __all__ = ["Forward", "ForwardBySize", "ModuleForward"]
 
@@ -72,6 +74,11 @@ class ForwardBySize:
 
     def __init__(self, small: Forward, large: Forward, tokens: int) -> None:
         self._small, self._large, self._tokens = small, large, tokens
+
+    @property
+    def parts(self) -> tuple[Forward, Forward]:
+        """Both ways."""
+        return self._small, self._large
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """See `Forward`."""

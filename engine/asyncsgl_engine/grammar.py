@@ -38,8 +38,8 @@ class GrammarVocabulary(Protocol):
     """What masks need of a tokenizer; `Tokenizer` has it."""
 
     @property
-    def hf(self) -> Any:
-        """The transformers tokenizer, one of those with a `backend_tokenizer`."""
+    def backend_json(self) -> str | None:
+        """How texts are split, in the format of `tokenizer.json`; None where there is no such."""
         ...
 
     @property
@@ -304,7 +304,7 @@ class GrammarState:
 
 
 def _ll_tokenizer(tokenizer: GrammarVocabulary, vocab_size: int) -> LLTokenizer:
-    backend = getattr(tokenizer.hf, "backend_tokenizer", None)
+    backend = tokenizer.backend_json
     ends = sorted(token for token in tokenizer.eos_token_ids if token < vocab_size)
     if backend is None:
         raise ConfigError("grammars need a tokenizer that has a tokenizer.json")
@@ -314,7 +314,7 @@ def _ll_tokenizer(tokenizer: GrammarVocabulary, vocab_size: int) -> LLTokenizer:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {vocab_size}"
         )
-    return LLTokenizer(backend.to_str(), n_vocab=vocab_size, eos_token=ends)
+    return LLTokenizer(backend, n_vocab=vocab_size, eos_token=ends)
 
 
 def _definition(grammar: Grammar) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,22 +17,32 @@ from .config import DeviceFacts, EngineConfig, ModelFacts, ResolvedConfig
 from .constraints import Constraints
 from .core import EngineCore
 from .device import inspect_device
-from .errors import ConfigError, ModelError, RankFailed
-from .grammar import GrammarCompiler
-from .hub import resolve_model
+from .errors import ConfigError, EngineError, ModelError, RankFailed
+from .hub import Progress
 from .hub.cache import default_cache_root
-from .model import LoadedModel, load_model
-from .multimodal import ImageReader
+from .hub.notes import Notes
+from .lowering import NotAsBefore
 from .native import Library, NativeAttention, build_library
-from .parallel import Ranks, Start
 from .plan import Runner
 from .profiling import Profiler
+from .recall import UNREADABLE, Memory
+from .recipe import PreparedModel
 from .runner import ModelRunner
 from .tokenizer import Tokenizer
 
-__all__ = ["Loaded", "Progress", "load"]
+if TYPE_CHECKING:
+    from .grammar import GrammarCompiler
+    from .model import LoadedModel
+    from .multimodal import ImageReader
+    from .parallel import Ranks
 
-Progress = Callable[[str, float | None], None]
+__all__ = ["Loaded", "load"]
+
+_LOG = logging.getLogger(__name__)
+_STAGE = "Loading the model"
+
+# Transformers, llguidance and torch.distributed are imported where they are used: a start that
+# needs none of them takes less than half the time.
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,84 +69,153 @@ class Loaded:
 
 
 def load(
-    config: EngineConfig, progress: Progress, on_fault: Callable[[RankFailed], None]
+    config: EngineConfig,
+    path: Path,
+    progress: Progress,
+    on_fault: Callable[[RankFailed], None],
 ) -> Loaded:
-    """Find, load and connect everything; blocks for as long as that takes.
+    """Load and connect everything; see `start`.
 
     Args:
-        config: as asked for.
-        progress: called with a stage and the share of it that is done (None: unknown).
-        on_fault: called, on another thread, when a tensor-parallel rank ends or hangs.
-
-    Raises:
-        ModelError: the model or its tokenizer cannot be found or loaded.
-        ConfigError: the settings do not fit the model or the machine.
-        RankFailed: a tensor-parallel rank could not load its part.
+        path: the model's folder.
     """
-    found = resolve_model(config.model_path, progress=progress)
-    progress("Loading the model", None)
+    progress(_STAGE, None)
     device = inspect_device(config.device)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    tokenizer = Tokenizer.load(_tokenizer_folder(config, found.path))
     if config.tp_size > 1:
-        loaded = _load_shared(config, found.path, device, tokenizer, on_fault)
+        loaded = _load_shared(config, path, device, on_fault)
     else:
-        dtype: torch.dtype = getattr(torch, config.resolve_dtype(device))
-        model = load_model(found.path, dtype, torch.device(device.device))
-        resolved = config.resolve(model.facts, inspect_device(config.device))
-        loaded = _assemble(found.path, model, resolved, tokenizer)
-    progress("Loading the model", 1.0)
+        loaded = _load_alone(config, path, device, progress)
+    progress(_STAGE, 1.0)
     return loaded
+
+
+def _load_alone(
+    config: EngineConfig, path: Path, device: DeviceFacts, progress: Progress
+) -> Loaded:
+    """As an earlier start learnt to, or else with transformers."""
+    words = _tokenizer_folder(config, path)
+    dtype = config.resolve_dtype(device)
+    library = _library(config.enable_native and device.device == "cpu")
+    memory = None
+    if library is not None:
+        notes = Notes(default_cache_root() / "starts")
+        memory = Memory(notes, path, words, dtype, library)
+        recalled = _load_recalled(config, path, memory, library, progress)
+        if recalled is not None:
+            return recalled
+    from .model import load_model
+
+    tokenizer = Tokenizer.load(words)
+    model = load_model(path, getattr(torch, dtype), torch.device(device.device))
+    resolved = config.resolve(model.facts, inspect_device(config.device))
+    parts = _Parts(path, model, resolved, tokenizer, library)
+    # Before the weights are packed: there is most memory then.
+    shapes = memory.examine(model) if memory is not None else None
+    runner = parts.runner()
+    if memory is not None and shapes is not None and runner.proof is not None:
+        memory.learn(model.facts, tokenizer, shapes, runner.proof)
+    return parts.assemble(runner)
+
+
+def _load_recalled(
+    config: EngineConfig, path: Path, memory: Memory, library: Library, progress: Progress
+) -> Loaded | None:
+    """The model as an earlier start learnt to run it; None where none did, or it is not so now."""
+    recalled = memory.recall(lambda share: progress(_STAGE, share))
+    if recalled is None:
+        return None
+    model = recalled.model
+    device = inspect_device(config.device)
+    device = replace(device, free_bytes=max(0, device.free_bytes - model.size))
+    resolved = config.resolve(model.facts, device)
+    parts = _Parts(path, model, resolved, recalled.tokenizer, library)
+    try:
+        return parts.assemble(parts.runner())
+    except EngineError:
+        raise
+    except (NotAsBefore, *UNREADABLE) as error:
+        _LOG.info("%s is loaded with transformers again: %s", path, error)
+        memory.forget()
+        return None
 
 
 def _load_shared(
     config: EngineConfig,
     path: Path,
     device: DeviceFacts,
-    tokenizer: Tokenizer,
     on_fault: Callable[[RankFailed], None],
 ) -> Loaded:
-    """The same over several processes, this one among them."""
+    """With transformers over several processes, this one among them."""
+    from .parallel import Start
+
+    tokenizer = Tokenizer.load(_tokenizer_folder(config, path))
     start = Start(config, path, device)
     with start.ranks() as ranks:
         model = start.load(ranks)
         resolved = config.resolve(start.facts, start.room(ranks), model.facts)
         ranks.configure(resolved)
         with ranks.following():
-            loaded = _assemble(path, model, resolved, tokenizer, ranks)
+            parts = _Parts(path, model, resolved, tokenizer, _library(resolved.native))
+            loaded = parts.assemble(parts.runner(ranks), ranks)
         ranks.watch(on_fault)
     return loaded
 
 
-def _assemble(
-    path: Path,
-    model: LoadedModel,
-    config: ResolvedConfig,
-    tokenizer: Tokenizer,
-    ranks: Ranks | None = None,
-) -> Loaded:
-    library = build_library(default_cache_root() / "native") if config.native else None
-    attention = choose_attention(config, model.facts, library)
-    resources = ExitStack()
-    runner: Runner
-    if ranks is None:
-        runner = ModelRunner(model, config, attention, library)
-    else:
-        runner = ModelRunner(model, config, attention, library, lead=ranks.lead)
-        resources.callback(ranks.close)
-    if config.overlap and config.device == "cpu":
-        runner = background = BackgroundRunner(runner)
-        resources.callback(background.close)
-    images = _image_reader(path, model, tokenizer, config)
-    if not isinstance(images, str):
-        resources.callback(images.close)
-    constraints = Constraints(lambda: GrammarCompiler(tokenizer, model.facts.vocab_size))
-    resources.callback(constraints.close)
-    profiler = Profiler()
-    resources.callback(profiler.close)
-    core = EngineCore(config, runner, tokenizer, constraints)
-    return Loaded(core, constraints, tokenizer, config, images, profiler, resources)
+def _library(wanted: bool) -> Library | None:
+    return build_library(default_cache_root() / "native") if wanted else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a core is made of.
+
+    Args:
+        path: the model's folder.
+        model: the model.
+        config: as decided.
+        tokenizer: the model's.
+        library: compiled code, if there is any.
+    """
+
+    path: Path
+    model: LoadedModel | PreparedModel
+    config: ResolvedConfig
+    tokenizer: Tokenizer
+    library: Library | None
+
+    def runner(self, ranks: Ranks | None = None) -> ModelRunner:
+        """What computes; tried out."""
+        attention = choose_attention(self.config, self.model.facts, self.library)
+        if ranks is None:
+            return ModelRunner(self.model, self.config, attention, self.library)
+        return ModelRunner(self.model, self.config, attention, self.library, lead=ranks.lead)
+
+    def assemble(self, runner: Runner, ranks: Ranks | None = None) -> Loaded:
+        """The core, and what belongs to it."""
+        config, tokenizer = self.config, self.tokenizer
+        resources = ExitStack()
+        if ranks is not None:
+            resources.callback(ranks.close)
+        if config.overlap and config.device == "cpu":
+            runner = background = BackgroundRunner(runner)
+            resources.callback(background.close)
+        images = _image_reader(self.path, self.model, tokenizer, config)
+        if not isinstance(images, str):
+            resources.callback(images.close)
+        constraints = Constraints(lambda: _grammars(tokenizer, self.model.facts.vocab_size))
+        resources.callback(constraints.close)
+        profiler = Profiler()
+        resources.callback(profiler.close)
+        core = EngineCore(config, runner, tokenizer, constraints)
+        return Loaded(core, constraints, tokenizer, config, images, profiler, resources)
+
+
+def _grammars(tokenizer: Tokenizer, vocab_size: int) -> GrammarCompiler:
+    from .grammar import GrammarCompiler
+
+    return GrammarCompiler(tokenizer, vocab_size)
 
 
 def choose_attention(
@@ -158,10 +239,13 @@ def choose_attention(
 
 
 def _image_reader(
-    path: Path, model: LoadedModel, tokenizer: Tokenizer, config: ResolvedConfig
+    path: Path,
+    model: LoadedModel | PreparedModel,
+    tokenizer: Tokenizer,
+    config: ResolvedConfig,
 ) -> ImageReader | str:
     """What reads images, or why none can be read."""
-    tower = model.vision
+    tower = None if isinstance(model, PreparedModel) else model.vision
     if tower is None:
         return f"the model {config.model_path!r} reads text only"
     try:
@@ -169,6 +253,7 @@ def _image_reader(
     except ImportError:
         return "images are read with Pillow, which is not here: pip install 'asyncsgl[images]'"
     from .image_processor import ImageProcessor
+    from .multimodal import ImageReader
 
     processor = ImageProcessor.load(path, config.max_image_pixels)
     token = processor.image_token

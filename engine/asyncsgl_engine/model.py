@@ -13,7 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .attention import IMPLEMENTATION, StepContext, register
+from .attention import StepContext
+from .attention.interface import IMPLEMENTATION, register
 from .config import ModelFacts
 from .errors import EngineError, ModelError
 from .vision import VisionTower, check_eyes, has_eyes, load_vision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import record_function
@@ -17,11 +18,14 @@ from .inputs import InputBuilder
 from .kv_cache import KVCache
 from .logprobs import LogprobReporter
 from .lowering import lower
-from .model import LoadedModel
 from .model_pass import ModelPass
 from .native import Library, NativeSampling
 from .plan import Plan, Row, Seat
+from .recipe import PreparedModel
 from .sampler import Sampler
+
+if TYPE_CHECKING:
+    from .model import LoadedModel
 
 __all__ = ["ModelRunner"]
 
@@ -40,7 +44,7 @@ class ModelRunner:
     """Owns the model, the cache and everything else that lives on the device.
 
     Args:
-        model: loaded, on its device.
+        model: loaded, on its device; or prepared.
         config: sizes; its facts are the model's.
         attention: computes the layers; PyTorch's operators by default.
         capture: records decoding steps where the configuration wants that; by default as CUDA
@@ -51,11 +55,15 @@ class ModelRunner:
 
     Raises:
         ModelError: the model does not send its attention through transformers' interface.
+        NotAsBefore: the model is prepared, and its logits are other ones now.
+
+    Attributes:
+        proof: that compiled code computes the model; None where it does not, or not all of it.
     """
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: LoadedModel | PreparedModel,
         config: ResolvedConfig,
         attention: AttentionBackend | None = None,
         library: Library | None = None,
@@ -92,7 +100,9 @@ class ModelRunner:
         self._reporter = LogprobReporter(slots, facts.vocab_size, sampling)
         self._limit = config.sequence_limit
         self._vocab = facts.vocab_size
-        forward = lower(model, self._cache, attention, config, library, self._try_out)
+        lowered = lower(model, self._cache, attention, config, library, self._try_out)
+        self.proof = lowered.proof
+        forward = lowered.forward
         self._forward: Forward = forward
         if config.cuda_graph_max_bs and attention.skips_padding:
             most = config.cuda_graph_max_bs

@@ -5,56 +5,79 @@ from __future__ import annotations
 import json
 from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
+from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
-from transformers import AutoTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .detokenizer import ByteDecoder, WindowDecoder
 from .errors import ModelError
+from .tokenizer_traits import TokenizerTraits, chat_template_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerBase
 
     from .detokenizer import IncrementalDecoder
 
-__all__ = ["Tokenizer"]
+__all__ = ["KeptTokenizer", "Tokenizer"]
 
-_CHARS: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
 _PROBE = "a probing word"
-_BYTE_OF = {char: byte for byte, char in _CHARS.items()}
+
+
+class KeptTokenizer:
+    """A tokenizer as an earlier start left it: without transformers, whose import takes long.
+
+    Args:
+        path: the folder it was loaded from.
+        kept: what `Tokenizer.keep` gave.
+
+    Raises:
+        ValueError: it is something else.
+    """
+
+    def __init__(self, path: Path, kept: bytes) -> None:
+        traits, _, backend = kept.partition(b"\n")
+        self.path = path
+        self.traits = TokenizerTraits.from_json(traits)
+        try:
+            self.backend = Backend.from_buffer(backend)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"no tokenizer: {error}") from error
 
 
 class Tokenizer:
     """A model's tokenizer. Safe to use from several threads at once.
 
     Args:
-        hf: a transformers tokenizer. Truncation and padding are switched off in it.
+        source: a transformers tokenizer, or one that was kept. Truncation and padding are
+            switched off in it.
         eos_token_ids: tokens that end a sequence besides the tokenizer's own.
     """
 
-    def __init__(self, hf: PreTrainedTokenizerBase, eos_token_ids: Iterable[int] = ()) -> None:
-        self.hf = hf
-        backend: Backend | None = getattr(hf, "backend_tokenizer", None)
-        if backend is not None:
-            backend.no_truncation()
-            backend.no_padding()
-        self._backend = backend
-        own: Any = hf.eos_token_id
-        self._eos_token_ids = frozenset((*(() if own is None else (int(own),)), *eos_token_ids))
-        self._special_ids = _special_ids(hf, backend)
-        vocabulary = hf.get_vocab()
-        self._byte_ids = _byte_ids(vocabulary)
-        self._id_limit = max(vocabulary.values(), default=-1) + 1
-        self._byte_level = backend is not None and isinstance(backend.decoder, decoders.ByteLevel)
-        self._vocab_size = len(hf)
+    def __init__(
+        self, source: PreTrainedTokenizerBase | KeptTokenizer, eos_token_ids: Iterable[int] = ()
+    ) -> None:
+        if isinstance(source, KeptTokenizer):
+            self._hf: PreTrainedTokenizerBase | None = None
+            self._path: Path | None = source.path
+            self._backend: Backend | None = source.backend
+            self._traits = source.traits
+        else:
+            self._hf, self._path = source, None
+            self._backend = getattr(source, "backend_tokenizer", None)
+            self._traits = TokenizerTraits.of(source, self._backend, eos_token_ids)
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        decoder = None if self._backend is None else self._backend.decoder
+        self._byte_level = isinstance(decoder, decoders.ByteLevel)
         self._image_token: str | None = None
+        self._reading = Lock()
         self._bytes_of = lru_cache(maxsize=None)(self._token_bytes)
         self._text_bytes_of = lru_cache(maxsize=None)(self._text_bytes)
 
@@ -69,33 +92,50 @@ class Tokenizer:
         Raises:
             ModelError: there is no tokenizer, or it cannot be read.
         """
-        try:
-            hf = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise ModelError(
-                f"no tokenizer could be loaded from {path} ({type(error).__name__}: {error}). A "
-                "folder needs tokenizer.json, or its older forms, beside config.json; set "
-                "tokenizer_path when they are in another folder."
-            ) from error
-        return cls(hf, _end_tokens(path))
+        return cls(_read(path), _end_tokens(path))
+
+    def keep(self) -> bytes | None:
+        """What a `KeptTokenizer` is made of; None where this cannot be kept."""
+        if self._backend is None:
+            return None
+        return f"{self._traits.as_json()}\n{self._backend.to_str()}".encode()
+
+    @property
+    def hf(self) -> PreTrainedTokenizerBase:
+        """The transformers tokenizer. Of a kept one it is read when it is first asked for.
+
+        That takes a second. What is changed in it changes nothing here but the chat template.
+        """
+        with self._reading:
+            if self._hf is None:
+                assert self._path is not None, "a tokenizer has one source or the other"
+                self._hf = _read(self._path)
+            return self._hf
+
+    @property
+    def whole(self) -> bool:
+        """Whether `hf` is there at once."""
+        return self._hf is not None
+
+    @property
+    def backend_json(self) -> str | None:
+        """How texts are split, in the format of `tokenizer.json`; None for a slow tokenizer."""
+        return None if self._backend is None else self._backend.to_str()
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens that end a sequence."""
-        return self._eos_token_ids
+        return self._traits.eos_token_ids
 
     @property
     def vocab_size(self) -> int:
         """How many tokens there are, added ones included; a model's logits may be wider."""
-        return self._vocab_size
+        return self._traits.vocab_size
 
     @property
     def chat_template(self) -> str | None:
         """The model's Jinja template for messages, if it has one."""
-        template: Any = self.hf.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        return template if isinstance(template, str) else None
+        return self._traits.chat_template if self._hf is None else chat_template_of(self._hf)
 
     @cached_property
     def template_wants_parts(self) -> bool:
@@ -129,12 +169,10 @@ class Tokenizer:
     @property
     def special_tokens(self) -> Mapping[str, str]:
         """Special tokens' texts by role (`bos_token`, `eos_token`, `image_token`, ...)."""
-        tokens: dict[str, object] = dict(self.hf.special_tokens_map)
+        tokens = dict(self._traits.special_tokens)
         if self._image_token is not None:
             tokens["image_token"] = self._image_token
-        return MappingProxyType(
-            {role: text for role, text in tokens.items() if isinstance(text, str)}
-        )
+        return MappingProxyType(tokens)
 
     @property
     def bos_token(self) -> str | None:
@@ -179,8 +217,10 @@ class Tokenizer:
         """
         if self._byte_level:
             return self._bytes_of(token)
-        if token in self._byte_ids:
-            return bytes.fromhex(str(self.hf.convert_ids_to_tokens(token))[3:-1])  # <0xE4>
+        if token in self._traits.byte_ids:
+            spelled = self._backend.id_to_token(token) if self._backend is not None else None
+            spelled = spelled or str(self.hf.convert_ids_to_tokens(token))
+            return bytes.fromhex(spelled[3:-1])  # <0xE4>
         return self.decode([token], skip_special_tokens=False).encode()
 
     def stream(self, skip_special_tokens: bool = True) -> IncrementalDecoder:
@@ -192,12 +232,12 @@ class Tokenizer:
         if self._byte_level:
             return ByteDecoder(self._text_bytes_of if skip_special_tokens else self._bytes_of)
         return WindowDecoder(
-            self._decode, self._keeps(skip_special_tokens), self._byte_ids.__contains__
+            self._decode, self._keeps(skip_special_tokens), self._traits.byte_ids.__contains__
         )
 
     def _keeps(self, skip_special_tokens: bool) -> Callable[[int], bool]:
-        limit = self._id_limit
-        skipped = self._special_ids if skip_special_tokens else frozenset[int]()
+        limit = self._traits.id_limit
+        skipped = self._traits.special_ids if skip_special_tokens else frozenset[int]()
         return lambda token: 0 <= token < limit and token not in skipped
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -209,7 +249,7 @@ class Tokenizer:
 
     def _token_bytes(self, token: int) -> bytes:
         assert self._backend is not None
-        text = self._backend.id_to_token(token) if 0 <= token < self._id_limit else None
+        text = self._backend.id_to_token(token) if 0 <= token < self._traits.id_limit else None
         if text is None:
             return b""
         try:
@@ -218,19 +258,37 @@ class Tokenizer:
             return text.encode()
 
     def _text_bytes(self, token: int) -> bytes:
-        return b"" if token in self._special_ids else self._bytes_of(token)
+        return b"" if token in self._traits.special_ids else self._bytes_of(token)
 
 
-def _special_ids(hf: PreTrainedTokenizerBase, backend: Backend | None) -> frozenset[int]:
-    if backend is None:
-        return frozenset(hf.all_special_ids)
-    added = backend.get_added_tokens_decoder().items()
-    return frozenset(token for token, content in added if content.special)
+def _bytes_by_character() -> dict[str, int]:
+    """The characters that stand for bytes in byte-level vocabularies (Radford et al. 2019).
+
+    Those that can be seen stand for themselves, the others for the characters from U+0100 on.
+    """
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    unseen = [byte for byte in range(256) if byte not in seen]
+    stand_ins = {chr(0x100 + place): byte for place, byte in enumerate(unseen)}
+    return {chr(byte): byte for byte in seen} | stand_ins
 
 
-def _byte_ids(vocabulary: Mapping[str, int]) -> frozenset[int]:
-    spelled = (vocabulary.get(f"<0x{byte:02X}>") for byte in range(256))
-    return frozenset(token for token in spelled if token is not None)
+_BYTE_OF = _bytes_by_character()
+
+
+def _read(path: Path) -> PreTrainedTokenizerBase:
+    try:
+        from transformers import AutoTokenizer
+
+        hf: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(
+            f"no tokenizer could be loaded from {path} ({type(error).__name__}: {error}). A "
+            "folder needs tokenizer.json, or its older forms, beside config.json; set "
+            "tokenizer_path when they are in another folder."
+        ) from error
+    return hf
 
 
 def _end_tokens(path: Path) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -51,7 +52,7 @@ async def sides(tmp_path: Path) -> AsyncIterator[list[Side]]:
 async def test_programs_give_the_same_text_with_and_without_a_cache(sides: list[Side]) -> None:
     on, off = sides
     assert isinstance(on.backend, sgl.Runtime)
-    encode = on.backend.get_tokenizer().encode
+    encode = (await asyncio.to_thread(on.backend.get_tokenizer)).encode
     for case in CASES.values():
         saved = await run_case(case, on, 0.1, "test", encode)
         plain = await run_case(case, off, 0.1, "test", encode)

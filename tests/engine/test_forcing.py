@@ -16,8 +16,8 @@ from asyncsgl_engine.config import EngineConfig
 from asyncsgl_engine.constraints import Follower
 from asyncsgl_engine.core import EngineCore
 from asyncsgl_engine.delivery import joined
-from asyncsgl_engine.loading import load
 from asyncsgl_engine.request import Delta, Grammar, Request, Sampling
+from asyncsgl_engine.starting import start
 from tests.engine.expected import Oracle
 from tests.engine.mix import assert_fits
 from tests.engine.stage import AHEAD, APART, ASIDE, Stage, Way
@@ -59,7 +59,7 @@ def run(core: EngineCore, requests: Sequence[Request]) -> tuple[dict[str, Delta]
 
 
 def test_tokens_are_the_same_with_and_without_forcing(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = load(
+    loaded = start(
         EngineConfig(dtype="float32", max_total_tokens=4000, num_threads=1), _quiet, _quiet
     )
     prompt = tuple(loaded.tokenizer.encode("Tell me about a customer of a bakery.\n"))
@@ -173,7 +173,7 @@ def test_forced_tokens_keep_to_the_budget_of_a_step(
         chunked_prefill_size=budget,
         debug_check=True,
     )
-    loaded = load(config, _quiet, _quiet)
+    loaded = start(config, _quiet, _quiet)
     core, text = loaded.core, "so it was said, " * 4
     request = Request(
         "r", (1, 2, 3), Sampling(max_new_tokens=200), Grammar("regex", text + "(yes|no), sir")

@@ -418,7 +418,7 @@ def test_a_token_against_the_mask_is_an_internal_error() -> None:
 
 def test_a_tokenizer_must_have_an_end_token_and_fit_the_model() -> None:
     class Endless:
-        hf = byte_level().hf
+        backend_json = byte_level().backend_json
         vocab_size = byte_level().vocab_size
         eos_token_ids = frozenset[int]()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,17 @@ from transformers import (
 
 from asyncsgl_engine.attention import TorchAttention
 from asyncsgl_engine.config import DeviceFacts, EngineConfig
-from asyncsgl_engine.forward import Forward, ModuleForward
+from asyncsgl_engine.forward import Forward, ForwardBySize, ModuleForward
 from asyncsgl_engine.hub.cache import default_cache_root
 from asyncsgl_engine.inputs import Batch, InputBuilder
 from asyncsgl_engine.kv_cache import KVCache
-from asyncsgl_engine.lowering import lower
+from asyncsgl_engine.layered_forward import LayeredForward
+from asyncsgl_engine.lowering import NotAsBefore, lower
 from asyncsgl_engine.model import LoadedModel, wrap_model
 from asyncsgl_engine.native import Library, NativeDecoder, build_library, read_weights
 from asyncsgl_engine.native.sharing import find_groups
 from asyncsgl_engine.plan import Plan, Row
+from asyncsgl_engine.recipe import PreparedModel
 
 CPU = torch.device("cpu")
 PAGE = 16
@@ -222,9 +225,82 @@ def test_a_model_that_computes_something_else_keeps_its_own_forward_pass(
     def probe(forward: Forward) -> torch.Tensor:
         return forward.forward(batch).clone()
 
-    chosen = lower(loaded, cache, TorchAttention(), config, library, probe)
+    chosen = lower(loaded, cache, TorchAttention(), config, library, probe).forward
     assert isinstance(chosen, ModuleForward)
     assert "is not used" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_pytorchs_own_operators_give_the_logits_of_transformers(
+    name: str, dtype: torch.dtype
+) -> None:
+    loaded = wrap_model(made(name, dtype))
+    module = ModuleForward(loaded, cache_for(loaded, dtype), TorchAttention())
+    weights = read_weights(loaded.module)
+    assert weights is not None
+    layered = LayeredForward(weights, cache_for(loaded, dtype), TorchAttention())
+    most = 2e-4 if dtype == torch.float32 else 0.0
+    for batch in steps(loaded.facts.vocab_size):
+        expected = module.forward(batch)
+        torch.testing.assert_close(layered.forward(batch), expected, atol=most, rtol=most)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@torch.inference_mode()
+def test_where_tiles_are_faster_large_steps_are_pytorchs(prepared: bool, library: Library) -> None:
+    loaded = wrap_model(made("llama, tied, biased", torch.float32))
+    cache = cache_for(loaded, torch.float32)
+    machine = DeviceFacts("cpu", 1 << 30, fast_bfloat16=False, threads=2)
+    config = EngineConfig(dtype="float32").resolve(loaded.facts, machine)
+    batches = steps(loaded.facts.vocab_size)
+
+    def probe(forward: Forward) -> torch.Tensor:
+        return forward.forward(batches[0]).clone()
+
+    settings = (cache, TorchAttention(), config, library, probe, True)
+    lowered = lower(loaded, *settings)
+    assert lowered.proof is not None
+    if prepared:
+        weights = lowered.proof.plan.read(loaded.module.get_parameter)
+        model = PreparedModel(loaded.facts, weights, lowered.proof.sample, 0)
+        lowered = lower(model, *settings)
+    forward = lowered.forward
+    assert isinstance(forward, ForwardBySize)
+    sizes = {batch.input_ids.shape[1] >= 128 for batch in batches}
+    assert sizes == {True, False}
+    small, large = forward.parts
+    assert isinstance(small, NativeDecoder)
+    assert isinstance(large, LayeredForward)
+    module = ModuleForward(loaded, cache_for(loaded, torch.float32), TorchAttention())
+    for batch in batches:
+        expected = module.forward(batch)
+        torch.testing.assert_close(forward.forward(batch), expected, atol=2e-4, rtol=2e-4)
+
+
+@torch.inference_mode()
+def test_a_prepared_model_that_computes_something_else_is_not_run(library: Library) -> None:
+    loaded = wrap_model(made("llama", torch.float32))
+    cache = cache_for(loaded, torch.float32)
+    machine = DeviceFacts("cpu", 1 << 30, fast_bfloat16=False, threads=2)
+    config = EngineConfig(dtype="float32").resolve(loaded.facts, machine)
+    batch = steps(loaded.facts.vocab_size)[0]
+
+    def probe(forward: Forward) -> torch.Tensor:
+        return forward.forward(batch).clone()
+
+    proof = lower(loaded, cache, TorchAttention(), config, library, probe).proof
+    assert proof is not None
+    weights = proof.plan.read(loaded.module.get_parameter)
+    model = PreparedModel(loaded.facts, weights, proof.sample, 0)
+    assert lower(model, cache, TorchAttention(), config, library, probe).proof is None
+    for wrong in (proof.sample * 1.1, torch.full_like(proof.sample, torch.nan)):
+        other = replace(model, sample=wrong)
+        with pytest.raises(NotAsBefore, match="off by"):
+            lower(other, cache, TorchAttention(), config, library, probe)
+    with pytest.raises(NotAsBefore, match="no compiled code"):
+        lower(model, cache, TorchAttention(), config, None, probe)
 
 
 @given(

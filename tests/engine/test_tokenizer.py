@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from asyncsgl_engine.detokenizer import WindowDecoder
 from asyncsgl_engine.errors import ModelError
-from asyncsgl_engine.tokenizer import Tokenizer
+from asyncsgl_engine.hub import DEFAULT_MODEL, resolve_model
+from asyncsgl_engine.tokenizer import KeptTokenizer, Tokenizer
 from tests.engine.tiny_tokenizers import ALL, BUILT, byte_level, sentencepiece, smollm2
 
 if TYPE_CHECKING:
@@ -183,3 +189,72 @@ def test_the_default_models_tokenizer_is_smollm2s() -> None:
     assert pieces == ["a", "ĠĠ", "2", "0", "2", "4"]
     assert tokenizer.chat_template is not None
     assert "You are a helpful AI assistant named SmolLM" in tokenizer.chat_template
+
+
+# -- kept ones --------------------------------------------------------------------------------
+
+
+@cache
+def kept(name: str) -> Tokenizer:
+    """A tokenizer that went through the cache folder, as it comes out there."""
+    stored = ALL[name]().keep()
+    assert stored is not None
+    return Tokenizer(KeptTokenizer(resolve_model(DEFAULT_MODEL).path, stored))
+
+
+@given(NAMES, TEXTS)
+def test_a_kept_tokenizer_encodes_as_before(name: str, text: str) -> None:
+    before, after = ALL[name](), kept(name)
+    for special in (None, False, True):
+        assert after.encode(text, special) == before.encode(text, special)
+
+
+@given(id_lists(), st.booleans())
+def test_a_kept_tokenizer_decodes_as_before(case: tuple[str, list[int]], skip: bool) -> None:
+    name, ids = case
+    before, after = ALL[name](), kept(name)
+    assert after.decode(ids, skip) == before.decode(ids, skip)
+    assert after.stream(skip).push(ids) == before.stream(skip).push(ids)
+    assert [after.bytes_of(token) for token in ids] == [before.bytes_of(token) for token in ids]
+    assert not after.whole
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_a_kept_tokenizer_is_known_by_the_same_traits(name: str) -> None:
+    before, after = ALL[name](), kept(name)
+    assert after.eos_token_ids == before.eos_token_ids
+    assert after.vocab_size == before.vocab_size
+    assert after.special_tokens == before.special_tokens
+    assert after.chat_template == before.chat_template
+    assert after.backend_json == before.backend_json
+    assert after.keep() == before.keep()
+
+
+def test_the_whole_of_a_kept_tokenizer_is_read_once_when_asked_for() -> None:
+    stored = smollm2().keep()
+    assert stored is not None
+    tokenizer = Tokenizer(KeptTokenizer(resolve_model(DEFAULT_MODEL).path, stored))
+    whole = [tokenizer.whole]
+    with ThreadPoolExecutor(8) as pool:
+        found = set(map(id, pool.map(lambda _: tokenizer.hf, range(8))))
+    assert found == {id(tokenizer.hf)}
+    assert [*whole, tokenizer.whole] == [False, True]
+    assert tokenizer.hf.get_vocab() == smollm2().hf.get_vocab()
+    tokenizer.hf.chat_template = "{{ 'another' }}"
+    assert tokenizer.chat_template == "{{ 'another' }}"
+
+
+@pytest.mark.parametrize("stored", [b"", b"{}\n{}", b"null", b'{"eos_token_ids": 1}\n'])
+def test_what_is_no_kept_tokenizer_is_refused(stored: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer|Expecting"):
+        KeptTokenizer(tmp_path, stored)
+
+
+def test_the_characters_of_byte_level_vocabularies_are_those_of_transformers() -> None:
+    theirs: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+    vocabulary = {char: index for index, char in enumerate(sorted(theirs.values()))}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))  # type: ignore[no-untyped-call]
+    for byte, char in theirs.items():
+        assert tokenizer.bytes_of(vocabulary[char]) == bytes([byte])

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import Served
+from .conftest import Serve, Served
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -33,6 +33,13 @@ def test_the_models_own_template_is_applied(served: Served) -> None:
     assert answer["choices"][0]["message"]["content"] == alone["text"]
     assert answer["usage"]["prompt_tokens"] == len(ids)
     assert answer["model"] == "tiny"
+
+
+def test_a_chat_right_after_a_start_without_transformers_has_its_template(serve: Serve) -> None:
+    ask = {"messages": HELLO, "max_tokens": 4, "temperature": 0}
+    answers = [serve().post(CHAT, **ask).json() for _ in range(2)]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert answers[0]["usage"]["prompt_tokens"] == answers[1]["usage"]["prompt_tokens"] > 1
 
 
 def test_parts_of_text_are_joined_and_images_refused(served: Served) -> None:

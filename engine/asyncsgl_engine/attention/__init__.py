@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from .base import AttentionBackend, LayerCall, StepContext
-from .interface import IMPLEMENTATION, register
 from .torch_cpu import TorchAttention
 from .triton_attention import TritonAttention, build_triton
 
 __all__ = [
-    "IMPLEMENTATION",
     "AttentionBackend",
     "LayerCall",
     "StepContext",
     "TorchAttention",
     "TritonAttention",
     "build_triton",
-    "register",
 ]

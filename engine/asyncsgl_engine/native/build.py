@@ -33,6 +33,7 @@ class Library:
         path: of the shared library.
 
     Attributes:
+        name: tells source, flags, compiler and processor apart.
         tile_columns: columns of a matrix that are packed together.
 
     Raises:
@@ -41,6 +42,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
+        self.name = path.name
         count = self._library.asyncsgl_tile_columns
         count.restype = ctypes.c_int64
         self.tile_columns: int = count()

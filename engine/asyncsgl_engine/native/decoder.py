@@ -177,7 +177,10 @@ class NativeDecoder:
         return self._keep(packed)
 
     def _vector(self, values: torch.Tensor | None) -> int | None:
-        return None if values is None else self._keep(values.detach().float().contiguous())
+        if values is None:
+            return None
+        # A copy in any case: the original may be a part of a file that is let go.
+        return self._keep(values.detach().to(torch.float32, copy=True).contiguous())
 
     def _keep(self, tensor: torch.Tensor) -> int:
         self._kept.append(tensor)

@@ -1,21 +1,17 @@
-"""Reads the weights of a Llama-like transformers model, where it is one."""
+"""The weights of a Llama-like model, and the plan by which they are read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, overload
 
 import torch
-from torch import nn
 
-__all__ = ["DecoderWeights", "LayerWeights", "read_weights"]
+__all__ = ["DecoderPlan", "DecoderWeights", "LayerPlan", "LayerWeights", "Read"]
 
-# Classes whose forward pass is: embed, then for each layer a normalised attention with rotary
-# positions and a normalised gated multilayer perceptron with SiLU, each added to its input.
-_KNOWN = frozenset(
-    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
-)
-_STEADY_ROTATIONS = frozenset({"default", "linear", "llama3"})
+Read = Callable[[str], torch.Tensor]
+"""Gives the parameter of a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +43,21 @@ class LayerWeights:
     key_norm: torch.Tensor | None
     window: int | None
 
+    def copied(self) -> LayerWeights:
+        """The same in memory of its own, where these may be parts of a file."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        copies: dict[str, Any] = {
+            name: value.clone() for name, value in values.items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **copies)
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
     """A whole model.
 
     Args:
-        layers: in order.
+        layers: in order; each is read when it is asked for, each time.
         embedding: (vocab, hidden).
         head: (vocab, hidden); may be the embedding.
         norm: before the head.
@@ -66,7 +70,7 @@ class DecoderWeights:
         scale: factor on the scores.
     """
 
-    layers: tuple[LayerWeights, ...]
+    layers: Sequence[LayerWeights]
     embedding: torch.Tensor
     head: torch.Tensor
     norm: torch.Tensor
@@ -79,91 +83,124 @@ class DecoderWeights:
     scale: float
 
 
-def read_weights(module: nn.Module) -> DecoderWeights | None:
-    """The weights of a model of a kind that the C code computes; None for any other.
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """The names of one layer's parameters; see `LayerWeights`.
 
     Args:
-        module: a causal language model of transformers.
+        biases: those of query, key and value; empty without.
+        window: positions a token sees; None for all before it.
     """
-    if type(module).__name__ not in _KNOWN or not _plain(module):
-        return None
-    config: Any = module.config
-    model = module.get_submodule("model")
-    rotary: Any = model.get_submodule("rotary_emb")
-    attention: Any = model.get_submodule("layers.0.self_attn")
-    layers = tuple(_layer(layer) for layer in model.get_submodule("layers").children())
-    return DecoderWeights(
-        layers=layers,
-        embedding=model.get_parameter("embed_tokens.weight"),
-        head=module.get_parameter("lm_head.weight"),
-        norm=model.get_parameter("norm.weight"),
-        frequencies=rotary.get_buffer("inv_freq"),
-        rotary_scale=float(rotary.attention_scaling),
-        epsilon=float(config.rms_norm_eps),
-        heads=int(config.num_attention_heads),
-        kv_heads=int(config.num_key_value_heads),
-        head_dim=int(attention.head_dim),
-        scale=float(attention.scaling),
-    )
+
+    query: str
+    key: str
+    value: str
+    output: str
+    gate: str
+    up: str
+    down: str
+    biases: tuple[str, ...]
+    output_bias: str | None
+    norm: str
+    mlp_norm: str
+    query_norm: str | None
+    key_norm: str | None
+    window: int | None
+
+    @property
+    def names(self) -> Iterator[str]:
+        """Of all parameters."""
+        for field in fields(self):
+            match getattr(self, field.name):
+                case str(name):
+                    yield name
+                case tuple(several):
+                    yield from several
+
+    def read(self, read: Read) -> LayerWeights:
+        """The parameters themselves."""
+
+        def optional(name: str | None) -> torch.Tensor | None:
+            return None if name is None else read(name)
+
+        return LayerWeights(
+            query=read(self.query),
+            key=read(self.key),
+            value=read(self.value),
+            output=read(self.output),
+            gate=read(self.gate),
+            up=read(self.up),
+            down=read(self.down),
+            biases=torch.cat([read(name) for name in self.biases]) if self.biases else None,
+            output_bias=optional(self.output_bias),
+            norm=read(self.norm),
+            mlp_norm=read(self.mlp_norm),
+            query_norm=optional(self.query_norm),
+            key_norm=optional(self.key_norm),
+            window=self.window,
+        )
 
 
-def _plain(module: nn.Module) -> bool:
-    """Whether nothing about a model of a known class is out of the ordinary."""
-    config: Any = module.config
-    rotary: Any = module.get_submodule("model.rotary_emb")
-    mlp = module.get_submodule("model.layers.0.mlp")
-    biased = any(
-        getattr(mlp.get_submodule(name), "bias", None) is not None
-        for name in ("gate_proj", "up_proj", "down_proj")
-    )
-    return (
-        not biased
-        and config.hidden_act in ("silu", "swish")
-        and rotary.rope_type in _STEADY_ROTATIONS
-        and module.get_submodule("lm_head").bias is None
-        and all(type(part) is nn.Linear for part in _linears(module))
-    )
+@dataclass(frozen=True, slots=True)
+class DecoderPlan:
+    """All that there is to a whole model but its parameters; see `DecoderWeights`.
+
+    Args:
+        layers: in order.
+        embedding, head, norm: names of parameters.
+        frequencies: radians a position, of the rotary embedding; head_dim / 2 of them.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    embedding: str
+    head: str
+    norm: str
+    frequencies: tuple[float, ...]
+    rotary_scale: float
+    epsilon: float
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all parameters."""
+        own = {self.embedding, self.head, self.norm}
+        return frozenset(own.union(*(layer.names for layer in self.layers)))
+
+    def read(self, read: Read) -> DecoderWeights:
+        """The parameters themselves, layers when they are asked for."""
+        embedding = read(self.embedding)
+        return DecoderWeights(
+            layers=_Layers(self.layers, read),
+            embedding=embedding,
+            head=embedding if self.head == self.embedding else read(self.head),
+            norm=read(self.norm),
+            frequencies=torch.tensor(self.frequencies, device=embedding.device),
+            rotary_scale=self.rotary_scale,
+            epsilon=self.epsilon,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            scale=self.scale,
+        )
 
 
-def _linears(module: nn.Module) -> list[nn.Module]:
-    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    return [part for name, part in module.named_modules() if name.rpartition(".")[2] in names]
+class _Layers(Sequence[LayerWeights]):
+    """Layers that are read one at a time, so that not all of them need be in memory at once."""
 
+    def __init__(self, plans: Sequence[LayerPlan], read: Read) -> None:
+        self._plans, self._read = plans, read
 
-def _layer(layer: nn.Module) -> LayerWeights:
-    attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
-    projections = [attention.get_submodule(f"{name}_proj") for name in "qkv"]
-    biases: list[torch.Tensor] = [
-        bias for part in projections if (bias := _optional(part, "bias")) is not None
-    ]
-    return LayerWeights(
-        query=projections[0].get_parameter("weight"),
-        key=projections[1].get_parameter("weight"),
-        value=projections[2].get_parameter("weight"),
-        output=attention.get_parameter("o_proj.weight"),
-        gate=mlp.get_parameter("gate_proj.weight"),
-        up=mlp.get_parameter("up_proj.weight"),
-        down=mlp.get_parameter("down_proj.weight"),
-        biases=torch.cat(biases) if biases else None,
-        output_bias=_optional(attention, "o_proj.bias"),
-        norm=layer.get_parameter("input_layernorm.weight"),
-        mlp_norm=layer.get_parameter("post_attention_layernorm.weight"),
-        query_norm=_optional(attention, "q_norm.weight"),
-        key_norm=_optional(attention, "k_norm.weight"),
-        window=_window(attention),
-    )
+    @overload
+    def __getitem__(self, index: int) -> LayerWeights: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LayerWeights]: ...
+    def __getitem__(self, index: int | slice) -> LayerWeights | Sequence[LayerWeights]:
+        if isinstance(index, slice):
+            return _Layers(self._plans[index], self._read)
+        return self._plans[index].read(self._read)
 
-
-def _optional(module: nn.Module, name: str) -> torch.Tensor | None:
-    return dict(module.named_parameters()).get(name)
-
-
-def _window(attention: Any) -> int | None:
-    """As the module itself passes it to attention: from itself, or from its configuration."""
-    if hasattr(attention, "sliding_window"):
-        window: int | None = attention.sliding_window
-    elif type(attention).__name__ == "MistralAttention":
-        window = getattr(attention.config, "sliding_window", None)
-    else:
-        window = None
-    return window
+    def __len__(self) -> int:
+        return len(self._plans)

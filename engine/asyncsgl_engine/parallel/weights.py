@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from ..config import ModelFacts
 from ..errors import ConfigError, ModelError
 from ..model import LoadedModel, load_model, reading, wrap_model
 from ..vision import check_eyes, has_eyes
+from ..weight_files import weight_files
 from .group import Group
 from .shards import Cut, Division, divide
 
 __all__ = ["Blueprint", "draw"]
-
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ class _Files:
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self._files: dict[str, Any] = {}
-        for file in _files_of(path):
+        for file in weight_files(path):
             opened = stack.enter_context(safe_open(file, framework="pt"))
             self._files.update(dict.fromkeys(opened.keys(), opened))
 
@@ -155,15 +153,6 @@ class _Files:
             return whole
         found = self._files[name].get_slice(name)
         return cut.of(tuple(found.get_shape()), found.__getitem__)
-
-
-def _files_of(path: Path) -> list[Path]:
-    """The files that hold the weights; none where they are kept in another way."""
-    index = path / _INDEX
-    if index.is_file():
-        places: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return [path / Path(name).name for name in sorted(set(places.values()))]
-    return [path / _SINGLE] if (path / _SINGLE).is_file() else []
 
 
 def _twins(module: PreTrainedModel) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from jinja2 import TemplateError
 from ..tokenizer import Tokenizer
 from .failures import Failure
 from .openai_body import ChatMessage, Rendering
+from .service import Service
 
-__all__ = ["Rendered", "count_images", "rendered", "text_size"]
+__all__ = ["Rendered", "count_images", "render"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,24 @@ class Rendered:
     images: tuple[str, ...]
 
 
-def text_size(messages: Sequence[ChatMessage]) -> int:
+async def render(service: Service, messages: Sequence[ChatMessage], how: Rendering) -> Rendered:
+    """Messages as tokens.
+
+    Args:
+        service: has the tokenizer with the template.
+        messages: at least one.
+        how: how the prompt ends, and the template's own arguments.
+
+    Raises:
+        Failure: there is no template, or it refuses them.
+    """
+    tokenizer = service.engine.tokenizer
+    if not tokenizer.whole:  # transformers is imported first
+        return await asyncio.to_thread(_rendered, tokenizer, messages, how)
+    return await service.off_loop(_text_size(messages), lambda: _rendered(tokenizer, messages, how))
+
+
+def _text_size(messages: Sequence[ChatMessage]) -> int:
     """Characters of text in messages."""
     return sum(
         len(part if isinstance(part, str) else str(part.get("text") or ""))
@@ -46,17 +65,7 @@ def count_images(messages: Sequence[ChatMessage]) -> int:
     )
 
 
-def rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], how: Rendering) -> Rendered:
-    """Messages as tokens.
-
-    Args:
-        tokenizer: has the template.
-        messages: at least one.
-        how: how the prompt ends, and the template's own arguments.
-
-    Raises:
-        Failure: there is no template, or it refuses them.
-    """
+def _rendered(tokenizer: Tokenizer, messages: Sequence[ChatMessage], how: Rendering) -> Rendered:
     if tokenizer.chat_template is None:
         message = "this model has no chat template; send text to /v1/completions instead"
         raise Failure(400, message, "messages")

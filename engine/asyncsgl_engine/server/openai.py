@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .chat import count_images, rendered, text_size
+from .chat import count_images, render
 from .events import EventStream, begun, unless_left
 from .failures import Failure, json_response
 from .openai_answer import ChatForm, CompletionForm, Form, Stream, answer
@@ -154,10 +154,7 @@ async def _token_ids(service: Service, body: TokenizeBody) -> list[list[int]]:
     prompt, messages = body.prompt, body.messages
     if messages is not None and prompt is None:
         service.check_images(count_images(messages), "messages")
-        tokenizer = service.engine.tokenizer
-        found = await service.off_loop(
-            text_size(messages), lambda: rendered(tokenizer, messages, body)
-        )
+        found = await render(service, messages, body)
         whole = await service.prompt(found.ids, found.images, "messages", service.deadline(None))
         return [list(whole.ids)]
     if prompt is None or messages is not None:

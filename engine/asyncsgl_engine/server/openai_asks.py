@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..images import Prompt
 from ..request import Grammar, Request
-from .chat import count_images, rendered, text_size
+from .chat import count_images, render
 from .failures import Failure
 from .native_asks import grammar_of, sampling_of
 from .native_body import SamplingBody
@@ -100,10 +100,7 @@ async def chat_asked(service: Service, body: ChatBody, deadline: float | None) -
     """
     _refuse(body)
     service.check_images(count_images(body.messages), "messages")
-    tokenizer = service.engine.tokenizer
-    found = await service.off_loop(
-        text_size(body.messages), lambda: rendered(tokenizer, body.messages, body)
-    )
+    found = await render(service, body.messages, body)
     prompt = await service.prompt(found.ids, found.images, "messages", deadline)
     limit = body.max_completion_tokens
     limit = body.max_tokens if limit is None else limit

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -121,12 +121,20 @@ class Service:
     async def running(self) -> AsyncGenerator[None, None]:
         """Start what runs beside the requests, and end it."""
         await self.start()
+        await self._warm_up()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.history.running())
             folder = self.settings.batch_folder
             if folder is not None:
                 await self._open_batches(folder, stack)
             yield
+
+    async def _warm_up(self) -> None:
+        """Have what renders chats ready before the first one, where the start did without it."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer.chat_template is not None and not tokenizer.whole:
+            with suppress(EngineError):  # the chat says so
+                await asyncio.to_thread(lambda: tokenizer.hf)
 
     async def _open_batches(self, folder: Path, stack: AsyncExitStack) -> None:
         store = BatchStore(folder)
