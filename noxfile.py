@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -18,6 +20,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 TESTED = "anthropic,engine,http,openai,otel,prices,serve,vertex,video"
 LLMOCK = "llmock==0.2.2"
+SGLANG = ("sglang==0.5.23", "torchvision==0.28.0")
 AIMOCK = "@copilotkit/aimock@1.43.0"
 SOURCES = ("asyncsgl", "engine", "tests", "tools", "examples", "benchmarks", "noxfile.py")
 WHEEL_FILES = {
@@ -164,11 +167,28 @@ def api(session: nox.Session) -> None:
 def sglang(session: nox.Session) -> None:
     """Run SGLang's own frontend against the server, and judge both sides by its own models."""
     install(session, "tests", extras=TESTED)
-    session.install("--no-deps", "sglang==0.5.23")
+    session.install("--no-deps", SGLANG[0])
     # what its frontend and its models import; its kernels are left out
     session.install("msgspec", "orjson", "psutil", "pybase64", "pyzmq", "requests", "tqdm")
     tests = ("tests/server/test_sglang_frontend.py", "tests/server/test_sglang_contract.py")
     session.run("pytest", *tests)
+
+
+@nox.session(name="sglang-server", default=False)
+def sglang_server(session: nox.Session) -> None:
+    """Run the endpoint against SGLang's own server, on the processor; takes minutes and 3 GB."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        session.skip("SGLang has wheels for Linux on x86-64")
+    install(session, "tests", extras=TESTED)
+    folder = Path(session.create_tmp()) / "sglang"
+    session.run("python", "-m", "venv", str(folder))
+    pip = (str(folder / "bin" / "pip"), "install", "-q")
+    session.run(*pip, "-r", "constraints-sglang.txt", external=True)
+    session.run(*pip, "--no-deps", *SGLANG, external=True)
+    program = {"ASYNCSGL_SGLANG": str(folder / "bin" / "python")}
+    session.run(
+        "pytest", *(session.posargs or ("tests/external/test_sglang_server.py",)), env=program
+    )
 
 
 @nox.session(default=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import logging
@@ -12,7 +11,6 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
@@ -30,10 +28,19 @@ from ..sampling import SAMPLING_FIELDS
 from ..types import Delta, Generation, GenRequest, Media, Scores, Timings
 from .base import Backend, Capabilities
 from .endpoint_info import ModelInfo
-from .endpoint_link import Link
+from .endpoint_link import Link, drained
 from .endpoint_select import ChoiceScorer
 from .endpoint_stream import StreamAssembly
-from .endpoint_wire import Json, encoded, generate_body, generation_of, results_of
+from .endpoint_ways import ServerWays
+from .endpoint_wire import (
+    Json,
+    abortable,
+    encoded,
+    generate_body,
+    generation_of,
+    results_of,
+    with_rids,
+)
 from .http import HTTPSettings, most_connections, split_user_info
 from .http_connect import connect
 from .per_loop import PerLoop
@@ -43,6 +50,7 @@ from .sse import DONE, EventParser
 __all__ = ["RuntimeEndpoint"]
 
 T = TypeVar("T")
+Notes = tuple[str, ...]
 _log = logging.getLogger("asyncsgl")
 
 _CAPABILITIES = Capabilities(
@@ -63,8 +71,9 @@ _CAPABILITIES = Capabilities(
     hints={"video": "append its frames as images"},
     wants_text=True,
 )
-_LATE_TAIL = 1.0
-"""Seconds that a stream may take from its last text to its end."""
+_FIRST_IS_CERTAIN = (
+    "unconditional: a choice's first token counts as certain, for nothing precedes it"
+)
 
 
 class RuntimeEndpoint(Backend):
@@ -125,6 +134,7 @@ class RuntimeEndpoint(Backend):
         self._cooldown = cooldown_for(self.name, api_key or user_info, self.base_url)
         self._links = PerLoop(functools.partial(_make_link, self._settings, self.name), Link.aclose)
         self._info: ModelInfo | None = None
+        self._ways = ServerWays(self.name)
         self._warned = False
         self._counts: Counter[str] = Counter()
 
@@ -138,26 +148,31 @@ class RuntimeEndpoint(Backend):
     async def generate(self, request: GenRequest) -> Generation:
         """Answer one request; see :meth:`Backend.generate`."""
         text, info = await self._prompt(request)
+        notes = await self._notes(request, text, info) if _is_rare(request, text) else ()
         start = time.perf_counter()
-        return await self._retried(functools.partial(self._generated, request, text, info, start))
+        call = functools.partial(self._generated, request, text, info, notes, start)
+        return await self._retried(call)
 
     async def _generated(
-        self, request: GenRequest, text: str, info: ModelInfo, start: float
+        self, request: GenRequest, text: str, info: ModelInfo, notes: Notes, start: float
     ) -> Generation:
         """One try."""
         rid = os.urandom(16).hex()
         body = generate_body(request, text, rid, stream=False)
         results = await self._results(body, request, request.sampling.n or 1)
         total = time.perf_counter() - start
-        return generation_of(request, results, rid=rid, model=info.model_path, total=total)
+        return generation_of(
+            request, results, rid=rid, model=info.model_path, total=total, emulated=notes
+        )
 
     async def stream(self, request: GenRequest) -> AsyncGenerator[Delta, None]:
         """Answer one request piece by piece; see :meth:`Backend.stream`."""
         text, info = await self._prompt(request)
+        notes = await self._notes(request, text, info) if _is_rare(request, text) else ()
         start = time.perf_counter()
         first: float | None = None
         calls = retried_stream(
-            lambda: self._stream_once(request, text),
+            lambda: self._stream_once(request, text, cuts=not info.cuts_patterns),
             self._policy,
             cooldown=self._cooldown,
             on_retry=self._on_retry,
@@ -178,21 +193,22 @@ class RuntimeEndpoint(Backend):
                     model=info.model_path,
                     total=total,
                     first_token=first,
+                    emulated=notes,
                 )
                 yield Delta(generation=generation)
 
     async def _stream_once(
-        self, request: GenRequest, text: str
+        self, request: GenRequest, text: str, *, cuts: bool
     ) -> AsyncGenerator[Delta | tuple[str, list[Json]], None]:
         """One try: its deltas, then the id and the whole results."""
         link = await self._links.get()
         rid = os.urandom(16).hex()
         body = generate_body(request, text, rid, stream=True)
-        answer = StreamAssembly(request, backend=self.name, rid=rid)
+        answer = StreamAssembly(request, backend=self.name, rid=rid, cuts=cuts)
         events = EventParser()
         self._counts["requests"] += 1
         content = await encoded(body, request)
-        async with link.stream("/generate", content, rid=_abortable(body)) as chunks:
+        async with link.stream("/generate", content, rid=abortable(body)) as chunks:
             async for chunk in chunks:
                 ended = False
                 for data in events.push(chunk):
@@ -204,7 +220,7 @@ class RuntimeEndpoint(Backend):
                         yield delta
                 if ended or answer.finished:
                     break
-            await _drained(chunks)
+            await drained(chunks)
         yield rid, answer.results()
 
     async def score(
@@ -216,13 +232,18 @@ class RuntimeEndpoint(Backend):
 
         async def ask(body: Json, count: int) -> list[Json]:
             async def call() -> list[Json]:
-                return await self._results(_with_rids(body), request, count)
+                return await self._results(with_rids(body), request, count)
 
             return await self._retried(call)
 
         scorer = ChoiceScorer(ask, info.begin)
         scored = await scorer.score(text, choices, unconditional=unconditional)
-        return Scores(scored, usage=scorer.usage, timings=Timings(time.perf_counter() - start))
+        return Scores(
+            scored,
+            usage=scorer.usage,
+            emulated=(_FIRST_IS_CERTAIN,) if unconditional and not info.begin else (),
+            timings=Timings(time.perf_counter() - start),
+        )
 
     async def cache_prefix(self, request: GenRequest) -> None:
         """Compute the request's prompt and leave it in the server's prefix cache."""
@@ -233,7 +254,7 @@ class RuntimeEndpoint(Backend):
         """Post one ``/generate``; the results of its answer."""
         link = await self._links.get()
         self._counts["requests"] += 1
-        rid = _abortable(body)
+        rid = abortable(body)
         answer = await link.ask("POST", "/generate", await encoded(body, request), rid=rid)
         return results_of(answer, count, backend=self.name, request_id=rid)
 
@@ -243,6 +264,24 @@ class RuntimeEndpoint(Backend):
     def _on_retry(self, retry: int, error: BackendError, delay: float) -> None:
         self._counts["retries"] += 1
         _log.info("retry %d of %s in %.2f s: %s", retry + 1, self.base_url, delay, error)
+
+    async def _notes(self, request: GenRequest, text: str, info: ModelInfo) -> Notes:
+        """What the server does not do as it is asked; refuses what would end it."""
+        if not text:
+            await self._ways.needs_text(self._call)
+        notes = []
+        if request.sampling.stop_regex and not info.cuts_patterns:
+            notes.append("stop_regex: the text is cut here")
+        if request.sampling.seed is not None and await self._ways.ignores_seeds(self._call):
+            notes.append("seed: ignored, the server runs without --enable-deterministic-inference")
+        return tuple(notes)
+
+    async def _call(self, method: str, path: str, body: bytes | None) -> bytes:
+        async def call() -> bytes:
+            link = await self._links.get()
+            return await link.ask(method, path, body)
+
+        return await self._retried(call)
 
     async def _prompt(self, request: GenRequest) -> tuple[str, ModelInfo]:
         """The prompt's text, and the model; refuses images for a model without eyes."""
@@ -357,6 +396,12 @@ async def _make_link(settings: HTTPSettings, backend: str) -> Link:
     return Link(await connect(settings), backend)
 
 
+def _is_rare(request: GenRequest, text: str) -> bool:
+    """Whether servers may differ in what they do with a request."""
+    sampling = request.sampling
+    return not text or sampling.seed is not None or bool(sampling.stop_regex)
+
+
 def _authorization(api_key: str | None, user_info: str | None) -> dict[str, str]:
     if api_key is not None:
         if not (api_key.isascii() and api_key.isprintable()):
@@ -366,29 +411,3 @@ def _authorization(api_key: str | None, user_info: str | None) -> dict[str, str]
         token = b64encode(unquote(user_info).encode()).decode()
         return {"Authorization": f"Basic {token}"}
     return {}
-
-
-def _abortable(body: Json) -> str | None:
-    """What to abort the request by: its id, or what its ids begin with; None if it has none."""
-    rid = body.get("rid")
-    return rid[0][:32] if isinstance(rid, list) else rid
-
-
-def _with_rids(body: Json) -> Json:
-    """The body with ids of our own, that begin alike where there are several prompts."""
-    rid = os.urandom(16).hex()
-    prompts = body.get("text", body.get("input_ids"))
-    if isinstance(prompts, str):
-        return {**body, "rid": rid}
-    assert prompts is not None
-    return {**body, "rid": [f"{rid}{index:08x}" for index in range(len(prompts))]}
-
-
-async def _drained(chunks: AsyncIterator[bytes]) -> None:
-    """Read what is left, so that the connection can be used again; it need not be much."""
-    try:
-        async with asyncio.timeout(_LATE_TAIL):
-            async for _ in chunks:
-                pass
-    except (TimeoutError, BackendError):
-        return

@@ -52,12 +52,15 @@ class ModelInfo:
         model_path: the model's path or name.
         special_tokens: ``bos_token`` and the like, by name.
         sees_images: whether the model takes images; None if the server does not say.
+        cuts_patterns: whether a match of ``stop_regex`` is left out of the text; SGLang's own
+            server leaves it in.
         template: the model's own, or else the one that its path hints at; None for none.
     """
 
     model_path: str = ""
     special_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
     sees_images: bool | None = None
+    cuts_patterns: bool = False
     template: ChatTemplate | None = None
 
     @classmethod
@@ -78,6 +81,7 @@ class ModelInfo:
             path,
             tokens,
             sees if isinstance(sees, bool) else None,
+            given.get("cuts_stop_regex") is True,
             own or guess_chat_template(path),
         )
 

@@ -13,10 +13,12 @@ from .endpoint_info import ModelInfo
 from .http import Exchange, HTTPClient
 from .http_errors import error_of_body
 
-__all__ = ["Link"]
+__all__ = ["Link", "drained"]
 
 _ABORT_TIMEOUT = 2.0
 """Seconds for the server to take note of an abort."""
+_LATE_TAIL = 1.0
+"""Seconds that a stream may take from its last text to its end."""
 
 
 class Link:
@@ -121,3 +123,13 @@ class Link:
                 await self._client.ask("POST", "/abort_request", body, Exchange())
         except (AsyncSGLError, TimeoutError):
             return
+
+
+async def drained(chunks: AsyncIterator[bytes]) -> None:
+    """Read what is left, so that the connection can be used again; it need not be much."""
+    try:
+        async with asyncio.timeout(_LATE_TAIL):
+            async for _ in chunks:
+                pass
+    except (TimeoutError, BackendError):
+        return

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import BackendError, TruncatedStreamError
 from ..types import Delta, GenRequest
-from .endpoint_wire import Json, refusal_of, token_logprobs
+from .endpoint_wire import Json, refusal_of, shown_text, token_logprobs
 
 __all__ = ["StreamAssembly"]
 
@@ -36,13 +36,16 @@ class StreamAssembly:
         request: what was asked.
         backend: the backend's name, for errors.
         rid: the id that the server knows the request by.
+        cuts: whether the match of a pattern that ends a text is to be cut off here; any text
+            may begin one, so with patterns all of it comes at the end.
     """
 
-    def __init__(self, request: GenRequest, *, backend: str, rid: str) -> None:
+    def __init__(self, request: GenRequest, *, backend: str, rid: str, cuts: bool = False) -> None:
         self._backend = backend
         self._rid = rid
         self._answers = [_Answer() for _ in range(request.sampling.n or 1)]
-        params = request.sampling
+        self._params = params = request.sampling
+        self._holds = cuts and bool(params.stop_regex)
         self._logprobs = bool(params.return_logprob or params.top_logprobs_num)
         self._incremental = False
 
@@ -102,7 +105,15 @@ class StreamAssembly:
             answer.text, answer.ids = text, ids
         _update(answer.meta, meta, new)
         answer.finished = meta.get("finish_reason") is not None
+        if self._holds:
+            piece = self._held(answer)
         return Delta(piece, index, logprobs=logprobs)
+
+    def _held(self, answer: _Answer) -> str:
+        """What to show of an answer that a pattern may end: nothing before its end."""
+        if not answer.finished:
+            return ""
+        return shown_text(self._params, {"text": answer.text, "meta_info": answer.meta})
 
     def _only_new(self, answer: _Answer, text: str, ids: list[int], tokens: Any) -> bool:
         """Whether a chunk brings only what is new, and not everything so far."""

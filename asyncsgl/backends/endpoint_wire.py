@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -24,14 +26,17 @@ from .http_errors import error_of_status, message_of
 
 __all__ = [
     "Json",
+    "abortable",
     "encoded",
     "finish_of",
     "generate_body",
     "generation_of",
     "refusal_of",
     "results_of",
+    "shown_text",
     "usage_of",
     "wants_logprobs",
+    "with_rids",
 ]
 
 Json: TypeAlias = dict[str, Any]
@@ -94,6 +99,22 @@ def generate_body(request: GenRequest, text: str, rid: str, *, stream: bool) -> 
         _set(body, "top_logprobs_num", params.top_logprobs_num)
         _set(body, "return_text_in_logprobs", params.return_text_in_logprobs)
     return body
+
+
+def abortable(body: Json) -> str | None:
+    """What to abort the request by: its id, or what its ids begin with; None if it has none."""
+    rid = body.get("rid")
+    return rid[0][:32] if isinstance(rid, list) else rid
+
+
+def with_rids(body: Json) -> Json:
+    """The body with ids of our own, that begin alike where there are several prompts."""
+    rid = os.urandom(16).hex()
+    prompts = body.get("text", body.get("input_ids"))
+    if isinstance(prompts, str):
+        return {**body, "rid": rid}
+    assert prompts is not None
+    return {**body, "rid": [f"{rid}{index:08x}" for index in range(len(prompts))]}
 
 
 def wants_logprobs(params: SamplingParams) -> bool:
@@ -216,6 +237,7 @@ def generation_of(
     model: str,
     total: float,
     first_token: float | None = None,
+    emulated: tuple[str, ...] = (),
 ) -> Generation:
     """The results of one request together.
 
@@ -226,6 +248,7 @@ def generation_of(
         model: the model's name, where it is known.
         total: seconds from the hand-over to the end.
         first_token: seconds to the first text.
+        emulated: what the server does not do as it is asked, in words.
     """
     metas = [result["meta_info"] for result in results]
     queued = [meta["queue_time"] for meta in metas if meta.get("queue_time") is not None]
@@ -235,6 +258,7 @@ def generation_of(
         rid,
         model,
         Timings(total, first_token, min(queued) if queued else None),
+        emulated,
     )
 
 
@@ -269,7 +293,7 @@ def _completion(params: SamplingParams, result: Json) -> Completion:
     if _wants_prompt(params):
         prompt = token_logprobs(meta, "input")
     return Completion(
-        result["text"],
+        shown_text(params, result),
         reason,
         matched,
         tuple(result.get("output_ids") or ())[:tokens],
@@ -277,6 +301,16 @@ def _completion(params: SamplingParams, result: Json) -> Completion:
         prompt or None,
         completion_tokens=tokens,
     )
+
+
+def shown_text(params: SamplingParams, result: Json) -> str:
+    """The text of a result, up to the match of the pattern that ended it."""
+    text: str = result["text"]
+    _, matched = finish_of(result["meta_info"].get("finish_reason"))
+    if not isinstance(matched, str) or matched not in (params.stop_regex or ()):
+        return text
+    found = re.search(matched, text)
+    return text if found is None else text[: found.start()]
 
 
 def finish_of(finish: Any) -> tuple[FinishReason, str | int | None]:

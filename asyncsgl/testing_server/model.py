@@ -92,8 +92,6 @@ class Asked:
             raise _bad_value("one of text, input_ids and input_embeds is needed")
         single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
         prompts = [given] if single else list(given)
-        if any(len(prompt) == 0 for prompt in prompts):
-            raise _bad_value("the prompt is empty")
         params = body.get("sampling_params") or {}
         several = isinstance(params, list)
         each = params if several else [params] * len(prompts)
@@ -264,6 +262,8 @@ class FakeModel:
             before = [*([self.begin] if self.begin else []), *self.tokenize(prompt)]
         else:
             before = [self._texts[token] for token in prompt]
+        if not prompt and not self.begin:
+            raise _bad_value("the prompt is empty")
         if asked.start > len(before):
             raise _bad_value("logprob_start_len is higher than the number of input tokens")
         tokens, finish = self._ended(self._text("".join(before)), params)
@@ -272,7 +272,7 @@ class FakeModel:
         return Answer(
             rid,
             tuple(tokens),
-            tuple(map(self._id, tokens)),
+            tuple(map(self.id_of, tokens)),
             tuple(shown),
             len(before),
             finish,
@@ -298,6 +298,12 @@ class FakeModel:
             if found:
                 finish = {"type": "stop", "matched": stop}
         tokens = self.tokenize(text)
+        patterns = params.get("stop_regex") or ()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            for count in range(1, len(tokens) + 1):
+                if re.search(pattern, "".join(tokens[:count])):  # which stays in the text
+                    tokens, finish = tokens[:count], {"type": "stop", "matched": pattern}
+                    break
         most = params.get("max_new_tokens", 128)
         if most is not None and len(tokens) > most:
             return tokens[:most], {"type": "length", "length": most}
@@ -311,14 +317,15 @@ class FakeModel:
                 None
                 if at == 0 or (self.pads and at == start)
                 else self.logprob(tokens[:at], token),
-                self._id(token),
+                self.id_of(token),
                 token,
             )
             for at, token in enumerate(tokens)
             if at >= start
         ]
 
-    def _id(self, token: str) -> int:
+    def id_of(self, token: str) -> int:
+        """The number of a token."""
         if token not in self._ids:
             self._ids[token] = len(self._texts)
             self._texts.append(token)

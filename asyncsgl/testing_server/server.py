@@ -32,7 +32,8 @@ class FakeServer:
     """An SGLang server on a free port of 127.0.0.1, for one ``async with``.
 
     It is as strict as SGLang's: unknown sampling keys, empty prompts and schemas that are not
-    text are refused. ``/abort_request`` takes ids by what they begin with.
+    text are refused. ``/abort_request`` takes ids by what they begin with. What a pattern of
+    ``stop_regex`` matches stays in the text.
 
     Args:
         answers: as :class:`FakeModel` takes them.
@@ -46,6 +47,7 @@ class FakeServer:
         line_end: of the lines of events.
         space: whether a space follows ``data:``.
         token_ids: whether answers have ``output_ids``.
+        deterministic: whether it says that it draws by seeds.
         first_delay: seconds before the first byte of an answer.
         delay: seconds before each event.
         idle: seconds after which an idle connection is closed.
@@ -73,6 +75,7 @@ class FakeServer:
         line_end: str = "\n",
         space: bool = True,
         token_ids: bool = True,
+        deterministic: bool = False,
         first_delay: float = 0.0,
         delay: float = 0.0,
         idle: float = 5.0,
@@ -94,6 +97,7 @@ class FakeServer:
         self._line_end = line_end
         self._space = " " if space else ""
         self._token_ids = token_ids
+        self._deterministic = deterministic
         self._first_delay = first_delay
         self._delay = delay
         self._notices = notices
@@ -172,7 +176,11 @@ class FakeServer:
             case "model_info" if self._info is not None:
                 await _send(connection, self._info)
             case "server_info":
-                await _send(connection, {"incremental_streaming_output": self._incremental})
+                await _send(connection, self._server_info())
+            case "v1/tokenize":
+                text = self._model.begin + request.json["prompt"]
+                tokens = [self._model.id_of(token) for token in self._model.tokenize(text)]
+                await _send(connection, {"tokens": tokens, "count": len(tokens)})
             case "abort_request":
                 self._abort(request.json)
                 await connection.send(b"")
@@ -184,6 +192,12 @@ class FakeServer:
                 await connection.send(b"Stop profiling. This will take some time.\n")
             case _:
                 await _send(connection, {"detail": "Not Found"}, 404)
+
+    def _server_info(self) -> dict[str, object]:
+        return {
+            "incremental_streaming_output": self._incremental,
+            "enable_deterministic_inference": self._deterministic,
+        }
 
     async def _flush(self, connection: Connection, query: str) -> None:
         if self._running and "timeout" not in query:

@@ -308,6 +308,60 @@ async def test_an_empty_prompt_begins_with_the_token_that_begins_texts() -> None
     assert server.generates()[0]["text"] == "<s>"
 
 
+async def test_an_empty_prompt_goes_only_to_a_model_that_begins_by_itself() -> None:
+    model = FakeModel("x", begin="<s>")
+    async with FakeServer(model=model) as server, RuntimeEndpoint(server.url) as there:
+        found = await there.generate(prefix_request(""))
+    assert found.usage.prompt_tokens == 1
+    assert [body["text"] for body in server.generates()] == [""]
+    async with FakeServer("x") as server, RuntimeEndpoint(server.url) as there:
+        for _ in range(2):
+            with pytest.raises(sgl.BadRequestError, match="put text before"):
+                await there.generate(prefix_request(""))
+            with pytest.raises(sgl.BadRequestError, match="put text before"):
+                await anext(there.stream(prefix_request("")))
+    asked = [request.path for request in server.requests]
+    assert asked == ["/model_info", "/v1/tokenize"]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+async def test_it_says_where_a_seed_changes_nothing(deterministic: bool) -> None:
+    @sgl.function
+    async def drawn(s: sgl.ProgramState) -> None:
+        s += "Draw" + sgl.gen("one", seed=3) + sgl.gen("two")
+
+    async with (
+        FakeServer("x", deterministic=deterministic) as server,
+        RuntimeEndpoint(server.url) as there,
+    ):
+        state = await drawn.run(backend=there)
+        again = await drawn.run(backend=there)
+    for one in (state.meta("one"), again.meta("one")):
+        assert ("seed: ignored" in str(one.emulated)) is not deterministic
+    assert state.meta("two").emulated == ()
+    assert [request.path for request in server.requests].count("/server_info") == 1
+
+
+async def test_what_a_pattern_matched_is_cut_off() -> None:
+    @sgl.function
+    async def stopped(s: sgl.ProgramState) -> None:
+        s += "Say" + sgl.gen("text", stop_regex=["q+", "t[hw]"])
+
+    async with FakeServer("one two three") as server, RuntimeEndpoint(server.url) as there:
+        state = await stopped.run(backend=there)
+        async with stopped.stream(backend=there) as run:
+            pieces = [piece async for piece in run.text("text")]
+            streamed = await run.result()
+    for one in (state, streamed):
+        assert one["text"] == "one "
+        assert one.meta("text").matched_stop == "t[hw]"
+        assert one.meta("text").emulated == ("stop_regex: the text is cut here",)
+    assert pieces == ["one "]
+    own = {"model_path": "x", "cuts_stop_regex": True}
+    async with FakeServer("one", model_info=own) as server, RuntimeEndpoint(server.url) as there:
+        assert (await stopped.run(backend=there)).meta("text").emulated == ()
+
+
 # -- addresses and keys ---------------------------------------------------------------------------
 
 

@@ -43,27 +43,38 @@ def free_port() -> int:
 @contextmanager
 def served(arguments: Sequence[str], url: str, log: Path) -> Iterator[str]:
     """The service that these arguments start, once it answers at ``url``."""
+    with started(arguments, f"{url}/health", log):
+        yield url
+
+
+@contextmanager
+def started(
+    arguments: Sequence[str], ready: str, log: Path, seconds: float = START
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process of these arguments, once ``ready`` answers other than "not yet" (503)."""
     with (
         log.open("wb") as output,
         subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
         try:
-            _wait(process, url, log)
-            yield url
+            _wait(process, ready, log, seconds)
+            yield process
         finally:
             process.terminate()
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + START
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, seconds: float) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=1):
+            with urllib.request.urlopen(url, timeout=1):
                 return
-        except urllib.error.HTTPError:
-            return
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                return
+            time.sleep(0.05)
         except OSError:
             time.sleep(0.05)
     pytest.fail(f"{process.args!r} did not begin:\n{log.read_text()[-2000:]}")

@@ -46,6 +46,7 @@ async def model_info(service: Shared) -> Response:
             "max_model_len": config.sequence_limit,
             "chat_template": tokenizer.chat_template,
             "special_tokens": dict(tokenizer.special_tokens),
+            "cuts_stop_regex": True,
         }
     )
 
