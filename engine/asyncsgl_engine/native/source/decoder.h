@@ -138,7 +138,7 @@ INLINE void NAME(attend_all)(const NAME(Scratch) * scratch, const NAME(Layer) * 
    than its own columns of all tokens: what one product gives the next then stays in its cache, and
    the threads meet only around attention. Each of them reads all weights, which takes tokens
    enough to hide that behind. */
-#define TOKENS_APART 24
+#define TOKENS_APART 16
 
 #define SHARE(total, part) ((total) * (part) / threads)
 #define MINE(i, total) \
