@@ -18,7 +18,7 @@ class Ticket:
         loop: where its deltas are wanted.
     """
 
-    __slots__ = ("_arrived", "_deltas", "done", "loop", "request")
+    __slots__ = ("_arrived", "_deltas", "_patient", "done", "loop", "request")
 
     def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
         self.request = request
@@ -26,10 +26,13 @@ class Ticket:
         self.done = False
         self._deltas: list[Delta] = []
         self._arrived: asyncio.Future[None] | None = None
+        self._patient = False  # who waits wants the end alone
 
     def put(self, delta: Delta) -> None:
         """Take a delta; called in the ticket's loop."""
         self._deltas.append(delta)
+        if self._patient and delta.finish is None and delta.error is None:
+            return
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(None)
 
@@ -56,9 +59,13 @@ class Ticket:
     async def completion(self) -> Completion:
         """Wait for the end; all deltas as one.
 
+        Nobody is woken before it: a task for each request in each step would take time on the
+        cores that compute the next.
+
         Raises:
             EngineError: the request failed.
         """
+        self._patient = True
         deltas: list[Delta] = []
         while not self.done:
             deltas += await self.take()
