@@ -54,7 +54,7 @@ class Dialer:
         self._known_until = 0.0
         self._asking = asyncio.Lock()
 
-    async def connect(self, protocol: asyncio.Protocol) -> None:
+    async def connect(self, protocol: asyncio.BaseProtocol) -> None:
         """Connect ``protocol``.
 
         Raises:

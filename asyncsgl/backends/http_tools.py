@@ -19,6 +19,8 @@ __all__ = ["connect_httptools"]
 
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 """Methods of requests that may reach the server twice."""
+READ_SIZE = 2**16
+"""Bytes that are read in one go."""
 IN_PATHS = "/?%:@!$&'()*+,;=-._~"
 """What stands in a path and its query as it is; RFC 3986."""
 
@@ -40,7 +42,8 @@ class _Client(HTTPClient):
 
     def __init__(self, settings: HTTPSettings, context: ssl.SSLContext | None) -> None:
         dialer = Dialer(settings.base_url, context)
-        make = functools.partial(Connection, settings.base_url, settings.timeout)
+        room = memoryview(bytearray(READ_SIZE))
+        make = functools.partial(Connection, settings.base_url, settings.timeout, room)
         self._pool = Pool(settings.max_connections, make, dialer.connect)
         self._head = functools.lru_cache(64)(functools.partial(_head, settings, dialer.host))
 
