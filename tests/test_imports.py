@@ -304,6 +304,20 @@ def test_importing_asyncsgl_is_quick_and_light() -> None:
     assert min(float(run[0]) for run in runs) < 0.3
 
 
+def test_modules_that_only_posix_has_are_not_needed_to_import() -> None:
+    names = [
+        name for name in MODULES if name.startswith("asyncsgl.") and not name.endswith("__main__")
+    ]
+    code = (
+        "import importlib, sys\n"
+        "sys.modules.update(dict.fromkeys(['fcntl', 'resource', 'pwd', 'termios']))\n"
+        f"for name in {names!r}:\n"
+        "    importlib.import_module(name)\n"
+        "print(len(sys.modules))"
+    )
+    assert int(run_python(code)) > len(names)
+
+
 def test_the_books_of_the_engine_never_import_torch() -> None:
     names = [
         name

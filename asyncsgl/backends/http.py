@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
@@ -23,6 +22,8 @@ __all__ = [
     "most_connections",
     "split_user_info",
 ]
+
+_MOST_CONNECTIONS = 1000
 
 CONNECT_TIMEOUT = 10.0
 KEEPALIVE = 3.0
@@ -182,5 +183,11 @@ def split_user_info(url: str) -> tuple[str, str | None]:
 
 def most_connections() -> int:
     """How many connections this process may well open: 1,000, or half of its open files."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return _MOST_CONNECTIONS
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1000 if files == resource.RLIM_INFINITY else max(1, min(1000, files // 2))
+    if files == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return max(1, min(_MOST_CONNECTIONS, files // 2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import stat
 from contextlib import suppress
@@ -14,6 +13,7 @@ from anyio import to_thread
 
 from ..errors import BatchError
 from .formats import fingerprint
+from .locking import lock
 from .ordering import put_in_order
 from .result import RowResult, StoredResult
 from .writer import LineWriter
@@ -195,7 +195,7 @@ def _open_locked(path: Path) -> BinaryIO:
         while True:
             file = _open_plain(path)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                         return file

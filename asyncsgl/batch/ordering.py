@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
 from array import array
 from typing import TYPE_CHECKING, BinaryIO
 
+from .locking import lock
 from .result import StoredResult
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def put_in_order(file: BinaryIO, path: Path, rows: int) -> int:
     try:
         with beside.open("wb") as out:
             # Locked until it has taken its place, so that nobody begins to resume from it.
-            fcntl.flock(out, fcntl.LOCK_EX)
+            lock(out, wait=True)
             shutil.copymode(path, beside)
             for place in places:
                 if place >= 0:

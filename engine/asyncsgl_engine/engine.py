@@ -235,7 +235,7 @@ class AsyncEngine:
         return statistics
 
     async def start_profile(self, options: ProfileOptions | None = None) -> None:
-        """Record what the engine's thread does from now on.
+        """Record what this process computes from now on, on all its threads.
 
         Args:
             options: what to record.

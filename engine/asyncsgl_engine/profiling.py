@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
 from .config import ProfileOptions
@@ -14,7 +15,10 @@ __all__ = ["Profiler"]
 
 
 class Profiler:
-    """Records the thread that calls it, one recording at a time."""
+    """Records this process, one recording at a time.
+
+    All of its threads: the forward pass may have one of its own, and so have the masks.
+    """
 
     def __init__(self) -> None:
         self._recording: profile | None = None
@@ -38,6 +42,7 @@ class Profiler:
             with_stack=options.with_stack,
             record_shapes=options.record_shapes,
             profile_memory=options.memory,
+            experimental_config=_ExperimentalConfig(profile_all_threads=True),
         )
         self._recording.start()
 

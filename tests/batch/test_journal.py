@@ -345,3 +345,11 @@ asyncio.run(main())
     done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script, str(out)])
     assert done.returncode == -9
     assert [line["index"] for line in lines(out)] == list(range(1000))
+
+
+async def test_a_system_without_such_locks_is_refused_by_name(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with pytest.raises(BatchError, match=r"Windows does not do: run it in WSL"):
+        await write(out, answer(0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,32 +11,17 @@ from asyncsgl_engine.attention import (
     AttentionBackend,
     TorchAttention,
 )
-from asyncsgl_engine.hub.cache import default_cache_root
 from asyncsgl_engine.kv_cache import KVCache
-from asyncsgl_engine.native import Library, NativeAttention, build_library
+from asyncsgl_engine.native import NativeAttention, build_library
 from asyncsgl_engine.plan import PageCopy
 from tests.engine.attention_cases import Shape, check
+from tests.engine.compiled import HAS_COMPILER, compiled
 
 CPU = torch.device("cpu")
 
 
-@cache
-def library_of(folder: Path) -> Library | None:
-    return build_library(folder)
-
-
-@pytest.fixture(scope="session")
-def build_folder() -> Path:
-    return default_cache_root() / "native"  # kept: compiling takes seconds
-
-
-def implementation(name: str, folder: Path) -> AttentionBackend:
-    if name == "torch":
-        return TorchAttention()
-    library = library_of(folder)
-    if library is None:
-        pytest.skip("no C compiler here")
-    return NativeAttention(library, 2)
+def implementation(name: str) -> AttentionBackend:
+    return TorchAttention() if name == "torch" else NativeAttention(compiled(), 2)
 
 
 @pytest.mark.parametrize("name", ["torch", "native"])
@@ -59,9 +42,8 @@ def test_tokens_attend_to_their_own_pages(
     page_size: int,
     window: int | None,
     softcap: float | None,
-    build_folder: Path,
 ) -> None:
-    backend = implementation(name, build_folder)
+    backend = implementation(name)
     check(backend, Shape(heads, kv_heads, dim, page_size, window, softcap), dtype, CPU)
 
 
@@ -79,7 +61,7 @@ def test_copies_take_the_beginning_of_a_page_in_every_layer() -> None:
         assert torch.equal(new[2:12], old[2:12])
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
 def test_the_library_is_compiled_once(tmp_path: Path) -> None:
     assert build_library(tmp_path) is not None
     denormal = torch.tensor(1e-40)
@@ -88,6 +70,19 @@ def test_the_library_is_compiled_once(tmp_path: Path) -> None:
     made = library.stat().st_mtime_ns
     assert build_library(tmp_path) is not None
     assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [made]
+
+
+def test_a_compiler_that_fails_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\n[ $1 = --version ] || { echo no room >&2; exit 1; }\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert build_library(tmp_path / "native") is None
+    (message,) = caplog.messages
+    assert str(compiler) in message
+    assert message.endswith("more slowly: no room")
 
 
 def test_without_a_compiler_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

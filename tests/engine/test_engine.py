@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -389,3 +390,24 @@ async def test_shutting_down_ends_what_runs(model_folder: Callable[[str], Path])
         await engine.start()
     await engine.aclose()
     assert [thread for thread in threading.enumerate() if "engine" in thread.name] == []
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "ahead"])
+async def test_a_profile_holds_the_forward_pass(
+    model_folder: Callable[[str], Path], tmp_path: Path, apart: bool
+) -> None:
+    """Whether the pass has a thread of its own or not."""
+    config = config_for(model_folder("llama"), device="cpu", disable_overlap_schedule=apart)
+    async with AsyncEngine(config) as engine:
+        assert engine.config.overlap is not apart
+        await engine.generate(Request("before", (5, 6), GREEDY))
+        await engine.start_profile()
+        await engine.generate(Request("within", (7, 8), GREEDY))
+        path = tmp_path / "trace.json"
+        await engine.stop_profile(path)
+    events = json.loads(await asyncio.to_thread(path.read_text))["traceEvents"]
+    passes = [event for event in events if event["name"] == "asyncsgl::forward"]
+    assert len(passes) >= GREEDY.max_new_tokens
+    (thread,) = {event["tid"] for event in passes}
+    within = [event for event in events if event.get("tid") == thread]
+    assert len([event for event in within if event["name"].startswith("aten::")]) > len(passes)

@@ -24,16 +24,16 @@ from transformers import (
 from asyncsgl_engine.attention import TorchAttention
 from asyncsgl_engine.config import DeviceFacts, EngineConfig
 from asyncsgl_engine.forward import Forward, ForwardBySize, ModuleForward
-from asyncsgl_engine.hub.cache import default_cache_root
 from asyncsgl_engine.inputs import Batch, InputBuilder
 from asyncsgl_engine.kv_cache import KVCache
 from asyncsgl_engine.layered_forward import LayeredForward
 from asyncsgl_engine.lowering import NotAsBefore, lower
 from asyncsgl_engine.model import LoadedModel, wrap_model
-from asyncsgl_engine.native import Library, NativeDecoder, build_library, read_weights
+from asyncsgl_engine.native import Library, NativeDecoder, read_weights
 from asyncsgl_engine.native.sharing import find_groups
 from asyncsgl_engine.plan import Plan, Row
 from asyncsgl_engine.recipe import PreparedModel
+from tests.engine.compiled import compiled
 
 CPU = torch.device("cpu")
 PAGE = 16
@@ -87,10 +87,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    built = build_library(default_cache_root() / "native")  # kept: compiling takes seconds
-    if built is None:
-        pytest.skip("no C compiler here")
-    return built
+    return compiled()
 
 
 def made(name: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,13 +19,13 @@ from transformers import (
 )
 
 from asyncsgl_engine.drawing import NO_TOKEN, Drawer, Draws, TorchDrawer, pick, refused_tokens
-from asyncsgl_engine.hub.cache import default_cache_root
 from asyncsgl_engine.logits import LogitEditor
 from asyncsgl_engine.logprobs import Describer, LogprobReporter, TorchDescriber
-from asyncsgl_engine.native import Library, NativeSampling, build_library
+from asyncsgl_engine.native import Library, NativeSampling
 from asyncsgl_engine.plan import Mask, Row, Seat
 from asyncsgl_engine.request import Request, Sampling
 from asyncsgl_engine.sampler import Sampler, uniform
+from tests.engine.compiled import compiled
 
 pytestmark = pytest.mark.timeout(120)  # the first may have to compile
 
@@ -53,11 +51,7 @@ def logits_of(seed: int, rows: int = 1) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    if shutil.which(os.environ.get("CC", "cc")) is None:
-        pytest.skip("no C compiler here")
-    built = build_library(default_cache_root() / "native")  # where the engine keeps it
-    assert built is not None, "the C code was not compiled"
-    return built
+    return compiled()
 
 
 @pytest.fixture(params=["torch", "native"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ import torch
 
 __all__ = ["SUFFIXES", "Library", "build_library"]
 
+_log = logging.getLogger(__name__)
+_MOST_TOLD = 2000
 _SOURCES = Path(__file__).with_name("source")
 _MAIN = "decoder.c"
 # The parts of -ffast-math that let sums be vectorised. Not the whole: it would make the linker
@@ -55,18 +58,27 @@ class Library:
 
 
 def build_library(folder: Path) -> Library | None:
-    """Compile the C code, or find it compiled; None where that cannot be done.
+    """Compile the C code, or find it compiled.
 
     Args:
         folder: where the library is kept, under a name that tells source, flags, compiler and
             processor apart; made when first needed.
+
+    Returns:
+        None where there is no compiler, and where it fails: then a warning has its words.
     """
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or os.name != "posix":
         return None
     try:
         return Library(_built(compiler, folder))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or b""
+        _log.warning(
+            "the C code cannot be compiled with %s, so PyTorch's operators compute, more slowly: %s",
+            compiler,
+            told.decode(errors="replace")[-_MOST_TOLD:].strip() or error,
+        )
         return None
 
 
