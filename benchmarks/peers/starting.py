@@ -92,16 +92,9 @@ def _transformers(options: Options) -> Marks:
 
 
 def _vllm(options: Options) -> Marks:
-    settings = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": f"0-{options.threads - 1}",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)  # read when it is imported
-    vllm: Any = importlib.import_module("vllm")
+    from benchmarks.peers.vllm import imported as vllm_imported
+
+    vllm = vllm_imported(options.threads, cache_gib=1)
     imported = time.monotonic()
     engine = vllm.LLM(model=options.model, dtype=options.dtype, max_model_len=8192, seed=0)
     loaded = time.monotonic()

@@ -11,18 +11,23 @@ from benchmarks.peers.worker import Options, Run, serve
 from benchmarks.peers.workloads import Ask, Workload
 
 
+def imported(threads: int, cache_gib: int) -> Any:
+    """The package vllm, in this process and without its telemetry."""
+    settings = {
+        "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)  # read when it is imported
+    return importlib.import_module("vllm")
+
+
 class VLLM:
     def __init__(self, options: Options) -> None:
-        settings = {
-            "VLLM_CPU_KVCACHE_SPACE": "4",
-            "VLLM_CPU_OMP_THREADS_BIND": f"0-{options.threads - 1}",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-        }
-        for name, value in settings.items():
-            os.environ.setdefault(name, value)  # read when it is imported
-        self._vllm: Any = importlib.import_module("vllm")
+        self._vllm: Any = imported(options.threads, cache_gib=4)
         self._engine = self._vllm.LLM(
             model=options.model,
             dtype=options.dtype,

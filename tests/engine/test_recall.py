@@ -22,9 +22,10 @@ from asyncsgl_engine.engine import AsyncEngine
 from asyncsgl_engine.hub import DEFAULT_MODEL, resolve_model
 from asyncsgl_engine.hub.cache import default_cache_root
 from asyncsgl_engine.hub.notes import Notes, Subject
-from asyncsgl_engine.native import Library, build_library
+from asyncsgl_engine.native import Library
 from asyncsgl_engine.recall import Memory
 from asyncsgl_engine.request import Request, Sampling
+from tests.engine.compiled import compiled
 from tests.engine.conftest import byte_tokenizer, save_model
 from tests.engine.test_native import MODELS
 
@@ -37,10 +38,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    built = build_library(default_cache_root() / "native")  # kept: compiling takes seconds
-    if built is None:
-        pytest.skip("no C compiler here: every start is with transformers")
-    return built
+    return compiled()
 
 
 @pytest.fixture
