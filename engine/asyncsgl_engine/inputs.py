@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -154,19 +155,14 @@ class InputBuilder:
             drawn: the token last drawn in each slot, int64 (slots,), on the device; read where
                 the plan says `DRAWN`.
         """
-        for row in plan.rows:
-            pages = row.pages
-            if row.fresh_from < len(pages):
-                self._tables[row.slot, row.fresh_from : len(pages)] = pages[row.fresh_from :]
+        self._note_pages(plan)
         single = [row for row in plan.rows if len(row.tokens) == 1]
         many = plan.rows[len(single) :]
         table, lengths = self._singles(single)
-        prefixes = [0 if self._needs_tables else row.start for row in many]
-        whole = [self._slots_of(row, prefix) for row, prefix in zip(many, prefixes, strict=True)]
-        own = [slots[prefix:] for slots, prefix in zip(whole, prefixes, strict=True)]
         tokens = np.fromiter(
             (token for row in plan.rows for token in row.tokens), np.int64, plan.num_tokens
         )
+        whole, own = self._token_slots(many)
         flat = (
             tokens[None],
             self._positions(single, many)[None],
@@ -175,30 +171,25 @@ class InputBuilder:
             table,
             _logit_rows(plan),
         )
-        unknown = np.flatnonzero(tokens[: len(single)] < 0)
+        late = _late(tokens, single)
         wants_slots = self._needs_slots and bool(single)
         contexts = [self._contexts(table, lengths)] if wants_slots else []
+        extra: Sequence[Array] = whole
         if self._needs_tables:
-            extra: list[Array] = self._span_arrays(many) if many else []
-        else:
-            extra = [*whole]
-        seats = np.array([single[index].slot for index in unknown], dtype=np.int64)
-        late = [unknown, seats] if len(unknown) else []
-        sent = upload_all([*flat, *late, *contexts, *extra], self._device)
-        ids, positions, write_slots, single_lengths, page_table, logit_rows = sent[: len(flat)]
+            extra = self._span_arrays(many) if many else []
+        # All in one transfer.
+        parts = iter(upload_all([*flat, *late, *contexts, *extra], self._device))
+        ids, positions, write_slots, single_lengths, page_table, logit_rows = islice(parts, 6)
         if late:
-            if drawn is None:
-                raise InternalError("a plan asks for drawn tokens, and there are none")
-            where, seat = sent[len(flat) : len(flat) + 2]
-            ids[0].index_copy_(0, where, drawn.index_select(0, seat))
-            del sent[len(flat) : len(flat) + 2]
-        extras = sent[len(flat) + len(contexts) :]
+            _fill_in(ids[0], next(parts), next(parts), drawn)
+        single_slots = next(parts) if wants_slots else None
+        extras = list(parts)
         return Batch(
             input_ids=ids,
             position_ids=positions,
             write_slots=write_slots,
             singles=len(single),
-            single_slots=sent[len(flat)] if wants_slots else None,
+            single_slots=single_slots,
             single_lengths=single_lengths,
             page_table=page_table,
             longest_single=int(lengths.max(initial=0)),
@@ -207,6 +198,19 @@ class InputBuilder:
             span_tables=SpanTables(*extras) if self._needs_tables and many else None,
             inserts=inserts,
         )
+
+    def _note_pages(self, plan: Plan) -> None:
+        """Bring the slots' page tables up to date."""
+        for row in plan.rows:
+            pages = row.pages
+            if row.fresh_from < len(pages):
+                self._tables[row.slot, row.fresh_from : len(pages)] = pages[row.fresh_from :]
+
+    def _token_slots(self, many: tuple[Row, ...]) -> tuple[list[Ints], list[Ints]]:
+        """Token slots that each row reads, unless it reads page tables, and those it writes."""
+        prefixes = [0 if self._needs_tables else row.start for row in many]
+        whole = [self._slots_of(row, prefix) for row, prefix in zip(many, prefixes, strict=True)]
+        return whole, [slots[prefix:] for slots, prefix in zip(whole, prefixes, strict=True)]
 
     def _positions(self, single: list[Row], many: tuple[Row, ...]) -> Ints:
         parts = [np.fromiter((row.start for row in single), np.int64, len(single))]
@@ -251,6 +255,23 @@ class InputBuilder:
             np.int64,
             len(single),
         )
+
+
+def _late(tokens: Ints, single: Sequence[Row]) -> list[Ints]:
+    """Where tokens stand that only the device knows, and the slots they were drawn in."""
+    unknown = np.flatnonzero(tokens[: len(single)] < 0)
+    if not len(unknown):
+        return []
+    return [unknown, np.array([single[index].slot for index in unknown.tolist()], dtype=np.int64)]
+
+
+def _fill_in(
+    ids: torch.Tensor, where: torch.Tensor, slots: torch.Tensor, drawn: torch.Tensor | None
+) -> None:
+    """Put in the tokens that were last drawn in some slots."""
+    if drawn is None:
+        raise InternalError("a plan asks for drawn tokens, and there are none")
+    ids.index_copy_(0, where, drawn.index_select(0, slots))
 
 
 def _spans(
