@@ -171,7 +171,8 @@ class Answer:
         self._sent += len(tokens)
         self._text, self._logprobs, self._prompt_logprobs = [], [], []
         finish = None if self._ended is None else self._finish(self._ended, now)
-        return Delta(sequence.request.request_id, text, tokens, logprobs, scores, finish)
+        name, cached = sequence.request.request_id, max(sequence.cached_tokens, 0)
+        return Delta(name, text, tokens, logprobs, scores, finish, cached_tokens=cached)
 
     def _tokens(self) -> Tokens[int]:
         start = self.sequence.prompt_tokens

@@ -35,6 +35,7 @@ class ModelFacts:
         vocab_size: rows of the output layer.
         context_length: most positions the model was made for.
         weight_dtype: how the weights are stored.
+        model_type: the kind of model, as its config.json names it; empty if not known.
     """
 
     architecture: str
@@ -45,6 +46,7 @@ class ModelFacts:
     vocab_size: int
     context_length: int
     weight_dtype: str
+    model_type: str = ""
 
     def shard(self, size: int) -> ModelFacts:
         """What one of `size` tensor-parallel ranks holds of the model's heads.
@@ -98,7 +100,7 @@ class EngineConfig:
         max_total_tokens: tokens the KV cache holds; by default what the memory share gives.
         mem_fraction_static: share of free memory for the KV cache, in (0, 1).
         max_running_requests: sequences in a step at most.
-        chunked_prefill_size: tokens computed in a step at most.
+        chunked_prefill_size: tokens computed in a step at most; -1 never splits a prompt.
         context_length: most tokens in a sequence; by default the model's.
         max_queued_requests: requests waiting at most before `Overloaded`.
         disable_radix_cache: share no prefixes.
@@ -162,12 +164,13 @@ class EngineConfig:
         for name in (
             "max_total_tokens",
             "max_running_requests",
-            "chunked_prefill_size",
             "context_length",
             "num_threads",
         ):
             if getattr(self, name) is not None:
                 self._at_least_one(name)
+        if self.chunked_prefill_size not in (None, -1):
+            self._at_least_one("chunked_prefill_size")
         share = self.mem_fraction_static
         if share is not None and not 0.0 < share < 1.0:
             raise ConfigError(f"mem_fraction_static: must be in (0, 1), not {share!r}")
@@ -178,6 +181,12 @@ class EngineConfig:
             )
         if not self.watchdog_timeout > 0.0:
             raise ConfigError(f"watchdog_timeout: must be above 0, not {self.watchdog_timeout!r}")
+
+    def _step_tokens(self, device: DeviceFacts, pages: int) -> int:
+        """Tokens of a step at most; -1 lets in as many as the cache can hold."""
+        if self.chunked_prefill_size == -1:
+            return pages * self.page_size
+        return self.chunked_prefill_size or _chunk(device)
 
     def _at_least_one(self, name: str) -> None:
         value = getattr(self, name)
@@ -229,7 +238,7 @@ class EngineConfig:
             kv_bytes=pages * self.page_size * token_bytes,
             max_total_tokens=pages * self.page_size,
             max_running_requests=running,
-            chunked_prefill_size=self.chunked_prefill_size or _chunk(device),
+            chunked_prefill_size=self._step_tokens(device, pages),
             context_length=context,
             max_queued_requests=self.max_queued_requests,
             radix_cache=not self.disable_radix_cache,

@@ -125,8 +125,12 @@ def reading(path: Path) -> Iterator[None]:
 def _with_eyes(language: PreTrainedModel, vision: VisionTower, device: torch.device) -> LoadedModel:
     torch.nn.Module.to(vision.module, device)
     model = wrap_model(language)
-    name = type(vision.module).__name__
-    return replace(model, facts=replace(model.facts, architecture=name), vision=vision)
+    facts = replace(
+        model.facts,
+        architecture=type(vision.module).__name__,
+        model_type=str(vision.module.config.model_type),
+    )
+    return replace(model, facts=facts, vision=vision)
 
 
 def wrap_model(module: PreTrainedModel) -> LoadedModel:
@@ -155,6 +159,7 @@ def wrap_model(module: PreTrainedModel) -> LoadedModel:
         vocab_size=_vocab_size(module),
         context_length=int(getattr(config, "max_position_embeddings", None) or 2048),
         weight_dtype=str(module.dtype).removeprefix("torch."),
+        model_type=str(module.config.model_type),
     )
     return LoadedModel(module, facts)
 

@@ -9,7 +9,19 @@ from typing import Literal
 from .errors import EngineError, InvalidRequest
 from .images import PlacedImage
 
-__all__ = ["Completion", "Delta", "Finish", "Grammar", "Request", "Sampling", "TokenLogprob"]
+__all__ = [
+    "MOST_BIAS",
+    "Completion",
+    "Delta",
+    "Finish",
+    "Grammar",
+    "Request",
+    "Sampling",
+    "TokenLogprob",
+]
+
+MOST_BIAS = 1e6
+"""Above any logit, and far from what a temperature could make infinite."""
 
 _SEED_BITS = 64
 
@@ -45,7 +57,7 @@ class Sampling:
         stop: strings that end the text; they are not part of it.
         stop_token_ids: tokens that end the sequence; their text is not part of it.
         stop_regex: patterns that end the text where their first match begins.
-        logit_bias: (token id, bias) pairs added to the logits, bias in [-100, 100].
+        logit_bias: (token id, bias) pairs added to the logits, bias in [-1e6, 1e6].
         seed: makes the draw repeatable, whatever else runs in the same batch.
         skip_special_tokens: leave special tokens out of the text.
         no_stop_trim: keep what stopped the sequence in the text.
@@ -114,7 +126,7 @@ class Sampling:
         )
         for token, bias in self.logit_bias:
             _require(_is_count(token, 0), "logit_bias", "keyed by token ids >= 0", token)
-            _require(-100.0 <= bias <= 100.0, "logit_bias", "biases in [-100, 100]", bias)
+            _require(-MOST_BIAS <= bias <= MOST_BIAS, "logit_bias", "biases in [-1e6, 1e6]", bias)
         if self.seed is not None:
             _require(
                 _is_count(self.seed, 1 - 2**_SEED_BITS) and self.seed < 2**_SEED_BITS,
@@ -275,6 +287,7 @@ class Delta:
         prompt_logprobs: entries for prompt positions when asked for.
         finish: set on the last delta of a request that ended well.
         error: set on the last delta of one that did not.
+        cached_tokens: prompt tokens taken from the prefix cache.
     """
 
     request_id: str
@@ -284,6 +297,7 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
     error: EngineError | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,12 @@ def test_settings_out_of_range_are_refused_by_name(field: str, value: object) ->
         EngineConfig(**{field: value})  # type: ignore[arg-type]
 
 
+def test_a_step_without_a_limit_takes_what_the_cache_can_hold() -> None:
+    facts = DeviceFacts("cpu", 8 << 30, fast_bfloat16=True, threads=2)
+    found = EngineConfig(chunked_prefill_size=-1, max_total_tokens=640).resolve(MODEL, facts)
+    assert found.chunked_prefill_size == found.max_total_tokens == 640
+
+
 @pytest.mark.parametrize(
     ("device", "asked", "overlap"),
     [

@@ -28,7 +28,7 @@ from asyncsgl_engine.request import Grammar, Request, Sampling
         ("repetition_penalty", 0.0),
         ("stop", ("",)),
         ("stop_token_ids", (-1,)),
-        ("logit_bias", ((1, 200.0),)),
+        ("logit_bias", ((1, 2e6),)),
         ("seed", 2**64),
     ],
 )

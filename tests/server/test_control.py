@@ -34,6 +34,11 @@ async def last_event(response: httpx.Response) -> dict[str, object]:
     return found
 
 
+def test_model_info_names_the_kind_of_model(served: Served) -> None:
+    info = served.get("/model_info").json()
+    assert (info["model_type"], info["architectures"]) == ("llama", ["LlamaForCausalLM"])
+
+
 def test_model_info_is_enough_to_render_messages(served: Served) -> None:
     info = served.get("/model_info").json()
     assert info == served.get("/get_model_info").json()

@@ -183,6 +183,26 @@ def test_special_tokens_are_shown_when_asked_for(served: Served) -> None:
     assert shown["text"] == "<|im_end|><|im_end|>"
 
 
+def test_a_bias_may_be_as_large_as_sglang_takes_it(served: Served) -> None:
+    for bias in (500.0, 1e30):
+        params = {**GREEDY, "max_new_tokens": 2, "logit_bias": {"400": 200.0, "401": bias}}
+        assert served.generate(sampling_params=params)["output_ids"] == [401, 401]
+    ask = {"prompt": "a", "max_tokens": 1, "logit_bias": {"401": 101}}
+    refused = served.post("/v1/completions", **ask)
+    assert refused.status_code == 400
+    assert "logit_bias: must be biases in [-100, 100]" in refused.text
+
+
+def test_every_chunk_tells_what_was_cached(served: Served) -> None:
+    prompt = "A prompt that is long enough for a page or two of the cache to be filled by it" * 3
+    served.generate(prompt)
+    chunks = list(events(served.url, text=prompt, sampling_params=GREEDY))
+    cached = {chunk["meta_info"]["cached_tokens"] for chunk in chunks}
+    assert len(chunks) > 1
+    assert len(cached) == 1
+    assert cached.pop() > 0
+
+
 @pytest.mark.parametrize(
     ("grammar", "pattern"),
     [

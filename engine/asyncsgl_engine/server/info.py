@@ -42,6 +42,7 @@ async def model_info(service: Shared) -> Response:
             "disaggregation_mode": "null",
             "has_image_understanding": service.engine.reads_images,
             "has_audio_understanding": False,
+            "model_type": config.model.model_type or None,
             "architectures": [config.model.architecture],
             "max_model_len": config.sequence_limit,
             "chat_template": tokenizer.chat_template,

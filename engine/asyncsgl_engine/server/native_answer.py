@@ -48,6 +48,7 @@ class Growing:
         self._prompt: list[TokenLogprob] = []
         self._tokens = 0
         self._told = 0
+        self._cached = 0
         self.finish: Finish | None = None
 
     def add(self, delta: Delta) -> None:
@@ -58,6 +59,7 @@ class Growing:
             self._ids += delta.token_ids
         self._logprobs += delta.logprobs
         self._prompt += delta.prompt_logprobs
+        self._cached = delta.cached_tokens
         self.finish = delta.finish or self.finish
 
     @property
@@ -82,7 +84,7 @@ class Growing:
             "finish_reason": None if finish is None else finish_reason(finish, ask.only_scored),
             "prompt_tokens": len(ask.request.prompt_ids),
             "completion_tokens": 0 if ask.only_scored else self._tokens,
-            "cached_tokens": 0 if finish is None else finish.cached_tokens,
+            "cached_tokens": self._cached if finish is None else finish.cached_tokens,
             "reasoning_tokens": 0,
             "num_retractions": 0 if finish is None else finish.retractions,
             "weight_version": "default",

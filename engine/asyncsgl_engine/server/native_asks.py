@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..images import Prompt
-from ..request import Grammar, Request, Sampling
+from ..request import MOST_BIAS, Grammar, Request, Sampling
 from .failures import Failure
 from .native_body import GenerateBody, SamplingBody
 
@@ -336,5 +336,6 @@ def _biases(value: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
     for token, bias in (value or {}).items():
         if not (token.isascii() and token.isdigit()):
             raise Failure(400, f"logit_bias: {token!r} is not a token id", "logit_bias")
-        biases.append((int(token), bias))
+        # no logit comes near the bound: what lies beyond it acts as if it lay there
+        biases.append((int(token), max(-MOST_BIAS, min(bias, MOST_BIAS))))
     return tuple(biases)

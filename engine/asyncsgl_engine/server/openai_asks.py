@@ -58,6 +58,8 @@ _REFUSED = {
 
 Each with what to do instead.
 """
+_BIAS = 100.0
+"""What OpenAI's `logit_bias` may have at most, either way."""
 _COMPLETION_TOKENS = 16
 _ANY_OBJECT = '{"type":"object"}'
 
@@ -181,6 +183,10 @@ def _asked(
 
 
 def _sampling_body(body: SharedBody) -> SamplingBody:
+    for bias in (body.logit_bias or {}).values():
+        if not -_BIAS <= bias <= _BIAS:
+            problem = f"logit_bias: must be biases in [-{_BIAS:g}, {_BIAS:g}], got {bias!r}"
+            raise Failure(400, problem, "logit_bias")
     return SamplingBody(
         min_new_tokens=body.min_tokens,
         temperature=body.temperature,
