@@ -121,4 +121,5 @@ def _both(first: Delta, second: Delta) -> Delta:
         first.logprobs + second.logprobs,
         first.prompt_logprobs + second.prompt_logprobs,
         second.finish,
+        cached_tokens=second.cached_tokens,
     )
