@@ -18,7 +18,7 @@ from aiohttp import web
 from .quota import Quota
 
 FaultKind = Literal[
-    "status", "html", "slow", "stall", "disconnect", "truncate", "bad_json", "no_answer"
+    "status", "html", "slow", "crowd", "stall", "disconnect", "truncate", "bad_json", "no_answer"
 ]
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360"
@@ -38,6 +38,7 @@ class Fault:
         code: of a refusal, in the words of the wire.
         message: of a refusal.
         seconds: of ``slow``, before the first byte.
+        calls: of ``crowd``, which is answered once so many requests were under way at once.
         details: of a refusal, what else its body has on that wire.
     """
 
@@ -47,6 +48,7 @@ class Fault:
     code: str = ""
     message: str = "the fake was told to fail"
     seconds: float = 0.0
+    calls: int = 0
     details: dict[str, Any] = field(default_factory=dict)
 
 
@@ -149,6 +151,7 @@ class FakeService:
         self.running = 0
         self.most_running = 0
         self.cancelled = 0
+        self._more = asyncio.Condition()
         self.came = asyncio.Event()
         self.gone = asyncio.Event()
         self.logprob_of: dict[str, float] = {}
@@ -224,6 +227,8 @@ class FakeService:
         self.most_running = max(self.most_running, self.running)
         self.came.set()
         try:
+            async with self._more:
+                self._more.notify_all()
             if fault is not None:
                 failed = await self._fail(request, fault)
                 if failed is not None:
@@ -255,6 +260,9 @@ class FakeService:
                 return web.Response(status=fault.status, text=page, content_type="text/html")
             case "slow":
                 await asyncio.sleep(fault.seconds)
+            case "crowd":
+                async with self._more:
+                    await self._more.wait_for(lambda: self.most_running >= fault.calls)
             case "no_answer":
                 await asyncio.Event().wait()
             case "disconnect" if not await self.is_stream(request):
