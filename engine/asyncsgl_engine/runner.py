@@ -110,6 +110,7 @@ class ModelRunner:
             captured = capture_all(forward.forward, ladder(most), inputs, capture or CudaGraphs())
             self._forward = captured or forward
 
+    @torch.inference_mode()
     def seat(self, seat: Seat) -> None:
         """Take over a sequence that got a slot."""
         self._images.seat(seat.slot, seat.request.images)

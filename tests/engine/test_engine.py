@@ -68,11 +68,20 @@ async def test_a_stream_adds_up_to_the_answer(engine: AsyncEngine) -> None:
     answer = await engine.generate(request)
     streamed, deltas = await collect(engine, request)
     assert len(deltas) > 10
+    assert {delta.cached_tokens for delta in deltas} == {streamed.finish.cached_tokens}
+    assert streamed.finish.cached_tokens > 0
     assert (streamed.text, streamed.token_ids) == (answer.text, answer.token_ids)
     assert answer.text == engine.tokenizer.decode(answer.token_ids)
     assert answer.finish.completion_tokens == 40
     assert answer.finish.prompt_tokens == 5
     assert 0 <= answer.finish.queue_s <= answer.finish.ttft_s <= answer.finish.total_s
+
+
+async def test_penalties_outlast_an_answer_of_many_tokens(engine: AsyncEngine) -> None:
+    sampling = replace(GREEDY, max_new_tokens=400, presence_penalty=0.5)
+    answers = [await engine.generate(Request(name, (5, 6, 7), sampling)) for name in "ab"]
+    assert [len(answer.token_ids) for answer in answers] == [400, 400]
+    assert answers[0].token_ids == answers[1].token_ids
 
 
 async def test_it_stops_at_strings_tokens_patterns_and_the_end_of_sequence(

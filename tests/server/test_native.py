@@ -198,7 +198,6 @@ def test_every_chunk_tells_what_was_cached(served: Served) -> None:
     served.generate(prompt)
     chunks = list(events(served.url, text=prompt, sampling_params=GREEDY))
     cached = {chunk["meta_info"]["cached_tokens"] for chunk in chunks}
-    assert len(chunks) > 1
     assert len(cached) == 1
     assert cached.pop() > 0
 
