@@ -237,7 +237,7 @@ def test_a_missing_package_names_its_extra(command: Command) -> None:
     command.write(
         "without.py",
         "import sys",
-        "sys.modules['transformers'] = None",
+        "sys.modules['torch'] = None",
         "sys.argv = ['asyncsgl', 'batch', 'in.jsonl']",
         "from asyncsgl.cli import main",
         "main()",
@@ -246,7 +246,7 @@ def test_a_missing_package_names_its_extra(command: Command) -> None:
         [sys.executable, "without.py"], cwd=command.folder, capture_output=True, check=False
     )
     assert done.returncode == 2
-    assert b"'transformers' is needed here: pip install 'asyncsgl[engine]'" in done.stderr
+    assert b"'torch' is needed here: pip install 'asyncsgl[engine]'" in done.stderr
     assert b"Traceback" not in done.stderr
 
 
