@@ -127,7 +127,9 @@ FLAGS: tuple[Flag, ...] = (
     _engine("page_size", int, 16, "Tokens in a page of the cache."),
     _engine("max_total_tokens", int, None, "Tokens the cache holds."),
     _engine("mem_fraction_static", float, None, "Share of free memory for the cache."),
-    _engine("chunked_prefill_size", int, None, "Tokens in a step at most; -1 never splits a prompt."),
+    _engine(
+        "chunked_prefill_size", int, None, "Tokens in a step at most; -1 never splits a prompt."
+    ),
     _engine("disable_radix_cache", bool, False, "Share no prefixes."),
     _engine("disable_overlap_schedule", bool, None, "Plan no step during the one before it."),
     _engine("disable_cuda_graph", bool, False, "Launch every operation of a step on its own."),
