@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float32]
 Place = tuple[torch.Tensor, torch.Tensor]
 
 _FIRST_ROOM = 256  # tokens
+_LEAST_REPETITION = 1e-6  # a logit divided by less may be no number any more
 
 
 class LogitEditor:
@@ -51,7 +52,7 @@ class LogitEditor:
         self._penalised[slot] = sampling.penalised
         self._frequency[slot] = sampling.frequency_penalty
         self._presence[slot] = sampling.presence_penalty
-        self._repetition[slot] = sampling.repetition_penalty
+        self._repetition[slot] = max(sampling.repetition_penalty, _LEAST_REPETITION)
         self._least[slot] = sampling.min_new_tokens
         self._biased[slot] = bool(sampling.logit_bias)
         if sampling.min_new_tokens:

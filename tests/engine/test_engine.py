@@ -84,6 +84,12 @@ async def test_penalties_outlast_an_answer_of_many_tokens(engine: AsyncEngine) -
     assert answers[0].token_ids == answers[1].token_ids
 
 
+async def test_the_least_repetition_penalty_leaves_numbers(engine: AsyncEngine) -> None:
+    sampling = replace(GREEDY, repetition_penalty=5e-324)
+    answer = await engine.generate(Request("r", (5, 6, 7), sampling))
+    assert len(answer.token_ids) == 16
+
+
 async def test_it_stops_at_strings_tokens_patterns_and_the_end_of_sequence(
     engine: AsyncEngine,
 ) -> None:
