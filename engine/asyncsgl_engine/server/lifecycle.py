@@ -147,8 +147,8 @@ async def serve(
                 starting.cancel()
                 return 0
             await starting
-            _forget_what_stays()
             async with service.running():
+                _forget_what_stays()
                 if ready is not None:
                     ready(url_of(sock))
                 await _first_of(signals.get(), ended)
